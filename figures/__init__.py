@@ -1,0 +1,53 @@
+"""One file per figure, and their table: a line registers one.
+
+A figure file is a docstring (paper, figure number, what should be seen, the
+expected number and the cost), `MOSAIC` (the names of its panels), `Config` (a
+dataclass whose defaults are the quick preset; `full()` makes the long one and
+`check(data_dir)` refuses what could not run before a file is touched),
+`run(config, key, workdir) -> rows` and `plot(rows, axes) -> numbers`, which
+draws on a dict of axes from the rows alone and returns the headline numbers.
+"""
+
+import importlib
+from types import ModuleType
+from typing import NamedTuple
+
+from ..checks import require_one_of
+
+
+class Figure(NamedTuple):
+  """A row of `launch.py --list`; costs are minutes on two CPU cores."""
+
+  paper: str
+  claim: str
+  quick: str
+  full: str
+
+
+FIGURES: dict[str, Figure] = {
+  'muon_vs_adamw': Figure(
+    'Moonlight, arXiv 2502.16982, fig. 1 and 3',
+    'Muon needs about half the compute of AdamW',
+    '2',
+    '25',
+  ),  # noqa: E501
+}
+DEFAULT = 'muon_vs_adamw'
+PRESETS = ('quick', 'full')
+
+
+def load(name: str) -> ModuleType:
+  """Imports the module of a figure."""
+  require_one_of('figure', name, [*FIGURES])
+  return importlib.import_module(f'.{name}', __package__)
+
+
+def default_config(name: str, preset: str = 'quick'):
+  """A fresh `Config` of a figure.
+
+  >>> default_config('muon_vs_adamw').dataset
+  'kjv'
+  """
+  require_one_of('preset', preset, PRESETS)
+  config = load(name).Config
+  return config() if preset == 'quick' else config.full()

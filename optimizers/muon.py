@@ -1,0 +1,331 @@
+r"""Muon: momentum, orthogonalised (Jordan et al., 2024; Moonlight, 2025).
+
+Shapes: a weight is read as a matrix `[in, out]` (flax kernels, `y = x @ w`) or
+as a batch of them, see `matrices.py`. One step, with :math:`G` the gradient, is
+
+.. math::
+  M \leftarrow \mu M + (1 - \mu) G, \quad
+  N = \mu M + (1 - \mu) G, \quad
+  W \leftarrow W - \eta \, (s(W) \, \mathrm{msign}(N) + \lambda W).
+
+References:
+  Jordan et al., `Muon <https://kellerjordan.github.io/posts/muon/>`_, 2024;
+  Su, `From vectors to matrices <https://kexue.fm/archives/10592>`_ and `Why we
+  chose to try Muon <https://kexue.fm/archives/10739>`_, 2024-25;
+  Liu et al., `Muon is Scalable for LLM Training
+  <https://arxiv.org/abs/2502.16982>`_, 2025.
+"""
+
+import math
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+from jax import lax
+
+from ..checks import require, require_one_of
+from .matrices import (
+  DimensionNumbers,
+  from_matrices,
+  matrix_labels,
+  numbers_of_leaves,
+  to_matrices,
+)
+from .newton_schulz import Coefficients, newton_schulz, resolve_coefficients
+
+# Shape factors of the update, from the sizes after reshaping to a matrix.
+_SCALES: dict[str, Callable[[int, int], float]] = {
+  'none': lambda fan_in, fan_out: 1.0,
+  'keller': lambda fan_in, fan_out: math.sqrt(max(1.0, fan_out / fan_in)),
+  'mup': lambda fan_in, fan_out: math.sqrt(fan_out / fan_in),
+  'moonlight': lambda fan_in, fan_out: 0.2 * math.sqrt(max(fan_in, fan_out)),
+}
+_STRATEGIES = ('auto', 'loop', 'batched')
+AxisName = str | tuple[str, ...]
+
+
+class MuonState(NamedTuple):
+  """State of `scale_by_muon`: steps taken, and the momentum of each leaf."""
+
+  count: jax.Array
+  momentum: optax.Updates
+
+
+def _loop(stack: jax.Array, msign: Callable) -> jax.Array:
+  """One matrix [m, n] of the stack [L, m, n] after the other."""
+  return msign(stack[0])[None] if len(stack) == 1 else lax.map(msign, stack)
+
+
+def _sharded(
+  stack: jax.Array, solve: Callable, axis_name: AxisName
+) -> jax.Array:
+  """Each device solves its share of whole matrices; one gather at the end."""
+  size, index = lax.axis_size(axis_name), lax.axis_index(axis_name)
+  share = -(-len(stack) // size)
+  padding = [(0, share * size - len(stack)), (0, 0), (0, 0)]
+  mine = lax.dynamic_slice_in_dim(jnp.pad(stack, padding), index * share, share)
+  # Gathered as one value on all devices, which `check_vma` can see.
+  whole = lax.all_gather(solve(mine), axis_name, tiled=True, to='invarying')
+  return whole[: len(stack)]
+
+
+def _orthogonalize(
+  matrices: list[jax.Array],
+  msign: Callable,
+  strategy: str,
+  axis_name: AxisName | None,
+) -> list[jax.Array]:
+  """Applies `msign` to lists of [batch, in, out], equal shapes together.
+
+  On CPU one GEMM fills the machine and batched ones are slower; on GPU and TPU
+  launches cost and equal shapes go in one batched product.
+  """
+  if strategy == 'auto':
+    strategy = 'loop' if jax.default_backend() == 'cpu' else 'batched'
+  solve = msign if strategy == 'batched' else lambda x: _loop(x, msign)
+  if axis_name is None and strategy == 'loop':
+    return [solve(x) for x in matrices]
+  by_shape: dict[Any, list[int]] = {}
+  for i, x in enumerate(matrices):
+    by_shape.setdefault((x.shape[1:], x.dtype), []).append(i)
+  result = list(matrices)
+  for members in by_shape.values():
+    stack = jnp.concatenate([matrices[i] for i in members])
+    stack = (
+      solve(stack) if axis_name is None else (_sharded(stack, solve, axis_name))
+    )
+    start = 0
+    for i in members:
+      result[i] = stack[start : start + len(matrices[i])]
+      start += len(matrices[i])
+  return result
+
+
+def scale_by_muon(
+  *,
+  momentum: float = 0.95,
+  nesterov: bool = True,
+  coefficients: str | Coefficients = 'keller',
+  steps: int = 5,
+  scale: str = 'moonlight',
+  dimension_numbers: DimensionNumbers | None = None,
+  ns_dtype: jax.typing.DTypeLike | None = None,
+  mu_dtype: jax.typing.DTypeLike | None = None,
+  strategy: str = 'auto',
+  axis_name: AxisName | None = None,
+  bias_correction: bool = False,
+) -> optax.GradientTransformation:
+  r"""Replaces each gradient by its orthogonalised momentum.
+
+  The update of the module's docstring before learning rate and decay,
+  :math:`s(W) \, \mathrm{msign}(N)`, with `newton_schulz` for the matrix sign.
+
+  Deviations: the momentum is the exponential average of Moonlight's code,
+  :math:`(1 - \mu)` times the heavy ball of the post; the matrix sign does not
+  see the factor. No bias correction, as everywhere but in optax, where it
+  changes the direction of the first Nesterov steps.
+
+  Args:
+    momentum: decay of the average, in [0, 1); 0.95 in the papers.
+    nesterov: looks one step ahead, as in the papers.
+    coefficients: see `newton_schulz`.
+    steps: number of iterations, 1 or more; the first so many triples are used.
+    scale: `s(W)` from the flattened matrix: "none" 1, "keller"
+      sqrt(max(1, out / in)), "mup" sqrt(out / in), "moonlight"
+      0.2 sqrt(max(in, out)), which gives the update AdamW's usual size, so that
+      AdamW's learning rate and decay carry over.
+    dimension_numbers: pytree of `optax.contrib.MuonDimensionNumbers`, or a
+      function from the parameters to it; axes that are neither reduction nor
+      output are a batch. `None`: every leaf must be a matrix [in, out].
+    ns_dtype: dtype of the iterations; `None` that of the gradient.
+    mu_dtype: dtype of the momentum; `None` that of the parameter.
+    strategy: "loop" over matrices, "batched" over equal shapes, or "auto": loop
+      on CPU, batched elsewhere.
+    axis_name: mapped axis over which the matrices are shared out, whole ones to
+      each device, and gathered once; the gradients must already be averaged.
+    bias_correction: divides the averages by :math:`1 - \mu^t`, as optax does.
+
+  Returns:
+    `optax.GradientTransformation` with state `MuonState`.
+
+  Raises:
+    ValueError: for an unknown name, a momentum outside [0, 1), or a leaf that
+      is no matrix and has no dimension numbers.
+
+  Example:
+    >>> tx = scale_by_muon(scale='none', coefficients='polar_express', steps=8)
+    >>> grads = {'w': jnp.array([[3.0, 0.0], [0.0, -2.0]])}
+    >>> updates, _ = tx.update(grads, tx.init(grads))
+    >>> jnp.round(updates['w'], 3).tolist()
+    [[1.0, 0.0], [0.0, -1.0]]
+
+  References:
+    Jordan et al., `Muon <https://kellerjordan.github.io/posts/muon/>`_, 2024.
+    Liu et al., `Muon is Scalable for LLM Training
+    <https://arxiv.org/abs/2502.16982>`_, 2025, equation 4.
+  """
+  require_one_of('scale', scale, [*_SCALES])
+  require_one_of('strategy', strategy, _STRATEGIES)
+  if isinstance(momentum, int | float):
+    require(0 <= momentum < 1, 'momentum', momentum, 'a number in [0, 1)')
+  resolve_coefficients(coefficients, steps)  # Refuses wrong ones at once.
+
+  def init(params):
+    numbers_of_leaves(params, dimension_numbers)
+    zeros = optax.tree.zeros_like(params, dtype=mu_dtype)
+    return MuonState(jnp.zeros([], jnp.int32), zeros)
+
+  def update(updates, state, params=None):
+    del params
+    count = optax.safe_increment(state.count)
+    average = lambda g, m: momentum * m + (1 - momentum) * g
+    mu = jax.tree.map(average, updates, state.momentum)
+    ahead = mu
+    if nesterov:
+      now, later = (
+        (1 - momentum**count, 1 - momentum ** (count + 1))
+        if (bias_correction)
+        else (1, 1)
+      )
+      ahead = jax.tree.map(
+        lambda g, m: momentum * m / later + (1 - momentum) * g / now,
+        updates,
+        mu,
+      )
+
+    numbers = numbers_of_leaves(updates, dimension_numbers)
+    leaves, treedef = jax.tree.flatten(updates)
+    matrices = [
+      to_matrices(a.astype(ns_dtype or g.dtype), n)
+      for a, g, n in zip(jax.tree.leaves(ahead), leaves, numbers, strict=True)
+    ]
+    msign = lambda x: newton_schulz(x, coefficients=coefficients, steps=steps)
+    signs = _orthogonalize(matrices, msign, strategy, axis_name)
+    scaled = [
+      from_matrices(
+        _SCALES[scale](*o.shape[1:]) * o.astype(g.dtype), g.shape, n
+      )
+      for o, g, n in zip(signs, leaves, numbers, strict=True)
+    ]
+    mu = jax.tree.map(lambda m, old: m.astype(old.dtype), mu, state.momentum)
+    return treedef.unflatten(scaled), MuonState(count, mu)
+
+  return optax.GradientTransformation(init, update)
+
+
+def muon(
+  learning_rate: optax.ScalarOrSchedule,
+  *,
+  momentum: float = 0.95,
+  nesterov: bool = True,
+  coefficients: str | Coefficients = 'keller',
+  steps: int = 5,
+  scale: str = 'moonlight',
+  weight_decay: float = 0.0,
+  mask: Any | None = None,
+  adamw_learning_rate: optax.ScalarOrSchedule | None = None,
+  adamw_b1: float = 0.9,
+  adamw_b2: float = 0.95,
+  adamw_eps: float = 1e-8,
+  adamw_weight_decay: float | None = None,
+  labels: Any | None = None,
+  dimension_numbers: DimensionNumbers | None = None,
+  ns_dtype: jax.typing.DTypeLike | None = None,
+  mu_dtype: jax.typing.DTypeLike | None = None,
+  strategy: str = 'auto',
+  axis_name: AxisName | None = None,
+  bias_correction: bool = False,
+) -> optax.GradientTransformation:
+  r"""Muon for the matrices and AdamW for the rest, as one optimizer.
+
+  .. math:: W \leftarrow W - \eta \, (s(W) \, \mathrm{msign}(N) + \lambda W)
+
+  with the unscaled learning rate on the decay, as in Moonlight. With the
+  default scale an AdamW user keeps learning rate and weight decay.
+
+  Deviations: none from Moonlight; from `optax.contrib.muon`: embeddings and the
+  head are not orthogonalised by default, the other branch is AdamW and not
+  NAdamW, and there is no bias correction.
+
+  Args:
+    learning_rate: float or schedule.
+    momentum: see `scale_by_muon`, like `nesterov`, `coefficients`, `steps`,
+      `scale`, `ns_dtype`, `strategy`, `axis_name` and `bias_correction`.
+    nesterov: see `scale_by_muon`.
+    coefficients: see `scale_by_muon`.
+    steps: see `scale_by_muon`.
+    scale: see `scale_by_muon`.
+    weight_decay: decoupled weight decay :math:`\lambda`, 0 or more.
+    mask: pytree of booleans or function of the parameters: what decays, in
+      both branches; `None`: everything.
+    adamw_learning_rate: float or schedule; `None` inherits `learning_rate`.
+    adamw_b1: AdamW's decay of the mean.
+    adamw_b2: AdamW's decay of the square.
+    adamw_eps: AdamW's epsilon.
+    adamw_weight_decay: `None` inherits `weight_decay`.
+    labels: pytree of "muon" and "adamw", or a function of the parameters that
+      makes it; `None`: `matrix_labels` with the dimension numbers.
+    dimension_numbers: see `scale_by_muon` and `matrix_labels`.
+    ns_dtype: see `scale_by_muon`.
+    mu_dtype: dtype of both momenta; `None` that of the parameter.
+    strategy: see `scale_by_muon`.
+    axis_name: see `scale_by_muon`.
+    bias_correction: see `scale_by_muon`; AdamW always corrects.
+
+  Returns:
+    `optax.GradientTransformation`.
+
+  Raises:
+    ValueError: for an unknown name or a value outside its range.
+
+  Example:
+    >>> params = {'kernel': jnp.eye(3), 'bias': jnp.zeros(3)}
+    >>> tx = muon(0.1, weight_decay=0.01)
+    >>> updates, state = tx.update(params, tx.init(params), params)
+    >>> params = optax.apply_updates(params, updates)
+
+  References:
+    Liu et al., `Muon is Scalable for LLM Training
+    <https://arxiv.org/abs/2502.16982>`_, 2025.
+  """
+  for name, value in [
+    ('weight_decay', weight_decay),
+    ('adamw_weight_decay', adamw_weight_decay),
+  ]:
+    if isinstance(value, int | float):
+      require(value >= 0, name, value, '0 or more')
+  if labels is None:
+    labels = lambda params: matrix_labels(params, dimension_numbers)
+  if adamw_learning_rate is None:
+    adamw_learning_rate = learning_rate
+  if adamw_weight_decay is None:
+    adamw_weight_decay = weight_decay
+  matrices = optax.chain(
+    scale_by_muon(
+      momentum=momentum,
+      nesterov=nesterov,
+      coefficients=coefficients,
+      steps=steps,
+      scale=scale,
+      dimension_numbers=dimension_numbers,
+      ns_dtype=ns_dtype,
+      mu_dtype=mu_dtype,
+      strategy=strategy,
+      axis_name=axis_name,
+      bias_correction=bias_correction,
+    ),
+    optax.add_decayed_weights(weight_decay, mask),
+    optax.scale_by_learning_rate(learning_rate),
+  )
+  others = optax.adamw(
+    adamw_learning_rate,
+    b1=adamw_b1,
+    b2=adamw_b2,
+    eps=adamw_eps,
+    mu_dtype=mu_dtype,
+    weight_decay=adamw_weight_decay,
+    mask=mask,
+  )
+  return optax.partition({'muon': matrices, 'adamw': others}, labels)

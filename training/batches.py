@@ -1,0 +1,180 @@
+"""Batches that a resumed run repeats: pure functions of (key, step), in numpy.
+
+Nothing waits for the device. Raw Philox draws only: `np.random.Generator` may
+change with numpy's version, and then a run would change with it.
+
+Letters: N examples or bytes, S steps, B batch size, L length.
+"""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+
+def _check_at_least(least: int, **values: int) -> None:
+  for name, value in values.items():
+    if value < least:
+      raise ValueError(f'{name} is {value}, expected at least {least}')
+
+
+def _seed(key: jax.Array) -> int:
+  """Bits of a typed key as an integer; fetched, not computed."""
+  if not jnp.issubdtype(getattr(key, 'dtype', None), jax.dtypes.prng_key):
+    raise ValueError(f'key is {type(key).__name__}, expected jax.random.key')
+  if key.shape:
+    raise ValueError(f'key has shape {key.shape}, expected one key, ()')
+  return int.from_bytes(np.asarray(jax.random.key_data(key)).tobytes())
+
+
+def _draws(seed: int, counter: int, count: int) -> np.ndarray:
+  """uint64 [count] of the Philox stream from block `counter` of 4 on."""
+  return np.random.Philox(key=seed, counter=counter).random_raw(count)
+
+
+def _check_tokens(tokens: np.ndarray, length: int) -> None:
+  if np.ndim(tokens) != 1 or len(tokens) <= length:
+    raise ValueError(
+      f'length is {length} and tokens has shape {np.shape(tokens)}, expected '
+      'one dimension and more tokens than length'
+    )
+
+
+def token_batches(
+  tokens: np.ndarray,
+  *,
+  key: jax.Array,
+  step: int,
+  steps: int,
+  batch_size: int,
+  length: int,
+) -> np.ndarray:
+  """Random windows of a text, the same for the same key and step.
+
+  Step s takes its own stretch of a counter-based random stream, so a run that
+  resumes at s draws what it would have drawn, however steps are grouped.
+
+  Args:
+    tokens: [N], N > length.
+    key: typed `jax.random.key`.
+    step: the first step, >= 0.
+    steps: S, how many steps, >= 1.
+    batch_size: B, windows in a step.
+    length: L, predictions in a window; a window has one token more.
+
+  Returns:
+    [S, B, L + 1] in the dtype of tokens: inputs are [..., :-1], targets
+    [..., 1:].
+
+  Raises:
+    ValueError: an argument is out of range.
+
+  Example:
+    >>> tokens, key = np.arange(100, dtype=np.uint8), jax.random.key(0)
+    >>> batches = functools.partial(
+    ...     token_batches, tokens, key=key, batch_size=4, length=8)
+    >>> bool((batches(step=0, steps=7)[5:] == batches(step=5, steps=2)).all())
+    True
+  """
+  _check_at_least(0, step=step)
+  _check_at_least(1, steps=steps, batch_size=batch_size, length=length)
+  _check_tokens(tokens, length)
+  blocks = -(-batch_size // 4)  # A block of Philox is four draws.
+  draws = _draws(_seed(key), step * blocks, steps * blocks * 4)
+  # The remainder's bias is below N / 2^64.
+  starts = draws.reshape(steps, -1)[:, :batch_size] % (len(tokens) - length)
+  windows = np.lib.stride_tricks.sliding_window_view(tokens, length + 1)
+  return windows[starts.astype(np.int64)]
+
+
+def token_windows(tokens: np.ndarray, *, count: int, length: int) -> np.ndarray:
+  """Evenly spaced windows of a text, for validation.
+
+  Args:
+    tokens: [N], N > length.
+    count: how many; they overlap where count is large.
+    length: L, predictions in a window; a window has one token more.
+
+  Returns:
+    [count, L + 1] in the dtype of tokens.
+
+  Raises:
+    ValueError: an argument is out of range.
+
+  Example:
+    >>> token_windows(np.arange(10), count=3, length=1).tolist()
+    [[0, 1], [4, 5], [8, 9]]
+  """
+  _check_at_least(1, count=count, length=length)
+  _check_tokens(tokens, length)
+  starts = np.linspace(0, len(tokens) - length - 1, count).astype(np.int64)
+  return np.lib.stride_tricks.sliding_window_view(tokens, length + 1)[starts]
+
+
+def count_examples(arrays: dict[str, np.ndarray]) -> int:
+  """N, the length that all arrays share."""
+  counts = {name: len(array) for name, array in arrays.items()}
+  if len(set(counts.values())) != 1:
+    raise ValueError(
+      f'arrays have lengths {counts}, expected one length and one array'
+    )
+  return next(iter(counts.values()))
+
+
+@functools.lru_cache(maxsize=4)  # One epoch serves many calls in a row.
+def permutation(seed: int, epoch: int, count: int) -> np.ndarray:
+  """An order of `count` examples, int64 [count], one for each epoch."""
+  # Sorting raw draws: Generator.permutation may change with numpy's version.
+  return np.argsort(_draws(seed, epoch << 64, count), kind='stable')
+
+
+def array_batches(
+  arrays: dict[str, np.ndarray],
+  *,
+  key: jax.Array,
+  step: int,
+  steps: int,
+  batch_size: int,
+) -> dict[str, np.ndarray]:
+  """Shuffled batches, every example once an epoch, of any arrays.
+
+  An epoch is N // B steps in an order of its own; the N % B examples that
+  its order puts last sit it out. A pure function of (key, step).
+
+  Args:
+    arrays: dict of arrays of N rows.
+    key: typed `jax.random.key`.
+    step: the first step, >= 0.
+    steps: S, how many steps, >= 1.
+    batch_size: B, 1..N.
+
+  Returns:
+    Dict of [S, B, ...].
+
+  Raises:
+    ValueError: an argument is out of range, or rows do not agree.
+
+  Example:
+    >>> rows = array_batches({'x': np.arange(6)}, key=jax.random.key(0),
+    ...                      step=0, steps=3, batch_size=2)['x']
+    >>> rows.shape, sorted(rows.ravel().tolist())
+    ((3, 2), [0, 1, 2, 3, 4, 5])
+  """
+  count, seed = count_examples(arrays), _seed(key)
+  _check_at_least(0, step=step)
+  _check_at_least(1, steps=steps, batch_size=batch_size)
+  if batch_size > count:
+    raise ValueError(
+      f'batch_size is {batch_size}, expected at most {count}, the rows'
+    )
+  epochs, places = np.divmod(np.arange(step, step + steps), count // batch_size)
+  rows = np.concatenate(
+    [
+      permutation(seed, epoch, count)[
+        : count // batch_size * batch_size
+      ].reshape(-1, batch_size)[places[epochs == epoch]]
+      for epoch in range(epochs[0], epochs[-1] + 1)
+    ]
+  )
+  return {name: array[rows] for name, array in arrays.items()}
