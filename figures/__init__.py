@@ -30,7 +30,7 @@ FIGURES: dict[str, Figure] = {
     'Muon needs about half the compute of AdamW',
     '2',
     '25',
-  ),  # noqa: E501
+  ),
 }
 DEFAULT = 'muon_vs_adamw'
 PRESETS = ('quick', 'full')
@@ -51,3 +51,14 @@ def default_config(name: str, preset: str = 'quick'):
   require_one_of('preset', preset, PRESETS)
   config = load(name).Config
   return config() if preset == 'quick' else config.full()
+
+
+def table() -> str:
+  """The figures, one to a line: name, paper, claim and minutes."""
+  rows = [('figure', 'paper', 'claim', 'quick', 'full')]
+  for name, figure in FIGURES.items():
+    *about, quick, full = figure
+    rows.append((name, *about, f'{quick} min', f'{full} min'))
+  widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+  padded = [map(str.ljust, row, widths) for row in rows]
+  return '\n'.join('  '.join(cells).rstrip() for cells in padded)

@@ -1,16 +1,19 @@
 """From the rows of a run to figure.png and result.json."""
 
+import json
 import os
 import pathlib
 from typing import Any
 
 from ..training.records import read_csv, write_json
-from ..training.workdir import environment
 from . import FIGURES, load
 
 
 def draw(
-  name: str, workdir: os.PathLike[str] | str, identity: dict[str, Any]
+  name: str,
+  workdir: os.PathLike[str] | str,
+  identity: dict[str, Any],
+  ran_on: dict[str, Any] | None = None,
 ) -> dict[str, Any]:
   """Draws a figure from `metrics.csv` and writes what it shows as numbers.
 
@@ -18,6 +21,7 @@ def draw(
     name: a figure of the table.
     workdir: the directory of its run.
     identity: what `config.json` holds.
+    ran_on: the `environment()` of the run; `None`: as `result.json` has it.
 
   Returns:
     The content of `result.json`: the numbers that `plot` returned, the
@@ -52,6 +56,8 @@ def draw(
     partial = path / 'figure.partial.png'
     figure.savefig(partial, dpi=130)
     partial.replace(path / 'figure.png')
+  if ran_on is None and (path / 'result.json').exists():
+    ran_on = json.loads((path / 'result.json').read_text()).get('ran_on')
   last = {row['run']: row.get('seconds', 0.0) for row in rows}
   result = {
     'numbers': numbers,
@@ -59,7 +65,7 @@ def draw(
     'claim': FIGURES[name].claim,
     'paper': FIGURES[name].paper,
     'training_seconds': sum(last.values()),
-    **environment(),
+    'ran_on': ran_on,
   }
   write_json(path / 'result.json', result)
   return result

@@ -24,7 +24,7 @@ from ..training import init_state, make_step, parallelize
 from ..training.batches import token_batches, token_windows
 from ..training.checkpoint import Checkpoints
 from ..training.data import Dataset
-from ..training.loop import NonFiniteLoss, fit
+from ..training.loop import NonFiniteLoss, StopSignal, fit
 from ..training.progress import Progress
 from ..training.records import Records, Row
 from ..training.schedules import schedule
@@ -144,6 +144,7 @@ class Sweep:
     self,
     records: Records,
     progress: Progress,
+    stop: StopSignal,
     workdir: str,
     key: jax.Array,
     *,
@@ -157,6 +158,7 @@ class Sweep:
     Args:
       records: where its rows go; a run that is complete there is not repeated.
       progress: counts its steps.
+      stop: whether a signal asked the figure to stop.
       workdir: where it is checkpointed when a signal stops it.
       key: key of the figure. Runs with the same seed share their start and
         batches, whatever the optimizer.
@@ -206,11 +208,13 @@ class Sweep:
         checkpoints=checkpoints,
         checkpoint_last=False,
         progress=progress,
+        stop=stop,
       )
     except NonFiniteLoss as error:  # A result, at large learning rates.
       progress.note(f'{label}: {error}')
-      records.add(
-        {'run': label, 'step': steps, **tags, 'val_loss': float('inf')}
-      )
+      done = records.of(label)[-1] if records.of(label) else {'step': 0}
+      progress.skip(steps - done['step'])
+      lost = {'val_loss': float('inf'), 'seconds': done.get('seconds', 0.0)}
+      records.add({'run': label, 'step': steps, **tags, **lost})
     checkpoints.delete()
     return records.of(label)[-1]

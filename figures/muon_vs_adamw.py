@@ -18,6 +18,7 @@ Expected: 0.55 to 0.75 of the steps. Cost on two CPU cores: quick 2 minutes,
 full 25 minutes.
 """
 
+import contextlib
 import dataclasses
 import functools
 import itertools
@@ -30,10 +31,12 @@ from ..checks import require
 from ..models.transformer import TransformerConfig
 from ..optimizers import muon
 from ..training.data import load
+from ..training.loop import stop_on_signal
 from ..training.progress import Progress
 from ..training.records import Records
 from .comparison import by_run, crossing, power_law, select, spread
 from .language_model import Sweep, Task
+from .panels import STYLES, band, bowl, whiskers
 
 MOSAIC = [['curves', 'grid'], ['ratio', 'law']]
 OPTIMIZERS = ('adamw', 'muon')
@@ -92,20 +95,23 @@ class Config:
       self.steps,
       f'one number for each of the widths {self.widths}',
     )
-    for name in ('widths', 'steps', 'learning_rates', 'budgets'):
+
+    def every(name, good, expected):
       value = getattr(self, name)
-      require(
-        all(x > 0 for x in value), f'config.{name}', value, 'positive numbers'
-      )
-    for name in ('seeds', 'log_points', 'validation_windows', 'batch_size'):
-      value = getattr(self, name)
-      require(value >= 1, f'config.{name}', value, '1 or more')
-    require(
-      len(self.learning_rates) > 0 and len(self.weight_decays) > 0,
-      'config.learning_rates, weight_decays',
-      (self.learning_rates, self.weight_decays),
-      'at least one of each',
-    )
+      values = value if isinstance(value, tuple) else (value,)
+      fine = len(values) > 0 and all(map(good, values))
+      require(fine, f'config.{name}', value, expected)
+
+    every('learning_rates', lambda x: x > 0, 'positive numbers')
+    every('weight_decays', lambda x: x >= 0, 'numbers of 0 or more')
+    every('budgets', lambda x: 0.1 <= x < 1, 'fractions from 0.1 up, below 1')
+    every('log_points', lambda x: x >= 2, '2 or more')
+    every('steps', lambda x: x >= self.log_points, 'at least log_points each')
+    for name in ('seeds', 'length', 'validation_windows', 'batch_size'):
+      every(name, lambda x: x >= 1, '1 or more')
+    devices = jax.device_count()
+    expected = f'a multiple of the {devices} devices'
+    every('batch_size', lambda x: x % devices == 0, expected)
     for width in self.widths:
       self.sizes(width)
     load(self.dataset, data_dir=data_dir)
@@ -133,8 +139,17 @@ def run(
   c = config
   text = load(c.dataset, data_dir=data_dir)
   write = jax.process_index() == 0
-  records = Records(workdir, write=write)
-  progress = Progress(_total_steps(c), show=write)
+  with (
+    contextlib.closing(Records(workdir, write=write)) as records,
+    contextlib.closing(Progress(_total_steps(c), show=write)) as progress,
+    stop_on_signal() as stop,
+  ):
+    _train_all(c, text, records, progress, stop, workdir, key, parallel)
+  return records.rows
+
+
+def _train_all(c, text, records, progress, stop, workdir, key, parallel):
+  """Tuning, then seeds and budgets at the optimum, width by width."""
   decays = {}
   for width, steps in sorted(zip(c.widths, c.steps, strict=True)):
     task = Task(
@@ -154,7 +169,9 @@ def run(
         parallel=parallel,
         tags={'optimizer_flops': task.newton_schulz_flops() * (name == 'muon')},
       )
-      train = functools.partial(sweep.train, records, progress, workdir, key)
+      train = functools.partial(
+        sweep.train, records, progress, stop, workdir, key
+      )
       # Tuned at the smallest width, which comes first; kept afterwards.
       tried = decays.get(name, c.weight_decays)
       best = _best(
@@ -170,9 +187,6 @@ def run(
       if name == 'muon':
         for budget, seed in itertools.product(c.budgets, range(c.seeds)):
           train(**chosen, seed=seed, budget=budget)
-  progress.close()
-  records.close()
-  return records.rows
 
 
 def _optimizers(task: Task) -> dict:
@@ -202,53 +216,61 @@ def _total_steps(c: Config) -> int:
 def _optimum(runs, name, width) -> dict:
   """Learning rate and weight decay of the best run of the first seed."""
   tried = select(runs, optimizer=name, width=width, seed=0, budget=1.0)
+  require(bool(tried), 'records', f'no {name} at {width}', 'a whole run')
   best = _best([rows[-1] for rows in tried])
   return {k: best[k] for k in ('learning_rate', 'weight_decay')}
+
+
+def _at_optimum(runs, name, width, best) -> list[list[dict]]:
+  """Its whole, finite runs at its optimum, of all seeds and budgets."""
+  found = select(runs, optimizer=name, width=width, **best)
+  longest: dict[float, int] = {}
+  for rows in found:
+    budget, step = rows[0]['budget'], rows[-1]['step']
+    longest[budget] = max(step, longest.get(budget, 0))
+  return [
+    rows
+    for rows in found
+    if np.isfinite(rows[-1]['val_loss'])
+    and rows[-1]['step'] == longest[rows[0]['budget']]
+  ]
 
 
 def _at_width(runs, width) -> dict:
   """Ratios at one width, over all pairs of a Muon and an AdamW seed."""
   best = {n: _optimum(runs, n, width) for n in OPTIMIZERS}
+  every = {n: _at_optimum(runs, n, width, best[n]) for n in OPTIMIZERS}
   full = {
-    n: select(runs, optimizer=n, width=width, budget=1.0, **best[n])
+    n: [rows for rows in every[n] if rows[0]['budget'] == 1.0]
     for n in OPTIMIZERS
   }
-  targets = [rows[-1]['val_loss'] for rows in full['adamw']]
+  for name in OPTIMIZERS:
+    require(bool(full[name]), 'records', f'no {name} at {width}', 'a whole run')
   along, budget = [], []
-  for rows in full['muon']:
-    seed = rows[0]['seed']
+  for rows, adamw in itertools.product(full['muon'], full['adamw']):
+    target, steps = adamw[-1]['val_loss'], rows[-1]['step']
+    curve = [(row['step'] / steps, row['val_loss']) for row in rows]
+    along.append(crossing(*zip(*curve, strict=True), target))
     ladder = sorted(
-      (r[0]['budget'], r[-1]['val_loss'])
-      for r in select(
-        runs, optimizer='muon', width=width, seed=seed, **best['muon']
-      )
+      (other[0]['budget'], other[-1]['val_loss'])
+      for other in every['muon']
+      if other[0]['seed'] == rows[0]['seed']
     )
-    for target in targets:
-      steps = rows[-1]['step']
-      along.append(
-        crossing(
-          [r['step'] / steps for r in rows],
-          [r['val_loss'] for r in rows],
-          target,
-        )
-      )
+    if len(ladder) > 1:
       budget.append(crossing(*zip(*ladder, strict=True), target))
   row = full['muon'][0][-1]
   overhead = 1 + row['optimizer_flops'] / row['step_flops']
+  budget = budget or along  # Without other budgets, what the curve says.
+  end = lambda name, column: [rows[-1][column] for rows in full[name]]
   return {
     'optimum': best,
-    'final_loss': {
-      n: spread([r[-1]['val_loss'] for r in full[n]]) for n in OPTIMIZERS
-    },
-    'seconds_per_run': {
-      n: spread([r[-1]['seconds'] for r in full[n]]) for n in OPTIMIZERS
-    },
+    'final_loss': {n: spread(end(n, 'val_loss')) for n in OPTIMIZERS},
+    'seconds_per_run': {n: spread(end(n, 'seconds')) for n in OPTIMIZERS},
     'steps_ratio_along_the_curve': spread(along),
     'steps_ratio': spread(budget),
     'flops_ratio': spread([b * overhead for b in budget]),
     'compute': {
-      n: full[n][0][-1]['step'] * full[n][0][-1]['step_flops']
-      for n in OPTIMIZERS
+      n: end(n, 'step')[0] * end(n, 'step_flops')[0] for n in OPTIMIZERS
     },
   }
 
@@ -258,21 +280,22 @@ def _numbers(rows) -> dict:
   runs = by_run(rows)
   widths = sorted({row['width'] for row in rows})
   by_width = {str(w): _at_width(runs, w) for w in widths}
+  largest = by_width[str(widths[-1])]
   numbers = {
-    'steps_to_target_ratio': by_width[str(widths[-1])]['steps_ratio'],
+    'steps_to_target_ratio': largest['steps_ratio'],
     'paper_ratio': PAPER_RATIO,
     'by_width': by_width,
   }
   if len(widths) > 1:
     laws = {
       n: power_law(
-        [by_width[str(w)]['compute'][n] for w in widths],
-        [by_width[str(w)]['final_loss'][n]['mean'] for w in widths],
+        [v['compute'][n] for v in by_width.values()],
+        [v['final_loss'][n]['mean'] for v in by_width.values()],
       )
       for n in OPTIMIZERS
     }
-    # Muon's compute at the loss that AdamW's law predicts for its largest run.
-    spent = by_width[str(widths[-1])]['compute']['adamw']
+    # Muon's compute at the loss that AdamW's law has for its largest run.
+    spent = largest['compute']['adamw']
     loss = laws['adamw']['a'] * spent ** -laws['adamw']['b']
     needed = (laws['muon']['a'] / loss) ** (1 / laws['muon']['b'])
     numbers['power_law'] = laws
@@ -302,50 +325,36 @@ def plot(rows: list[dict], axes: dict) -> dict:
 
 
 def _plot_curves(runs, numbers, width, ax):
-  """Validation loss over steps, mean and range over seeds."""
+  """Validation loss over steps at the largest width."""
   at = numbers['by_width'][str(width)]
   for name in OPTIMIZERS:
-    drawn = select(runs, optimizer=name, width=width, **at['optimum'][name])
+    drawn = _at_optimum(runs, name, width, at['optimum'][name])
     for budget in sorted({rows[0]['budget'] for rows in drawn}):
-      group = [rows for rows in drawn if rows[0]['budget'] == budget]
-      steps = [row['step'] for row in group[0]]
-      losses = np.array([[row['val_loss'] for row in rows] for rows in group])
-      whole = budget == 1.0
-      label = (
-        NAMES[name] if whole else f'{NAMES[name]}, {budget:g} of the steps'
-      )
-      ax.plot(
-        steps,
-        losses.mean(0),
+      part = '' if budget == 1 else f', {budget:g} of the steps'
+      band(
+        ax,
+        [rows for rows in drawn if rows[0]['budget'] == budget],
+        'val_loss',
         color=COLORS[name],
-        label=label,
-        linestyle='-' if whole else ':',
-        linewidth=1.8 if whole else 1.2,
+        label=NAMES[name] + part,
+        linestyle=':' if part else '-',
+        linewidth=1.2 if part else 1.8,
       )
-      ax.fill_between(
-        steps,
-        losses.min(0),
-        losses.max(0),
-        color=COLORS[name],
-        alpha=0.2,
-        linewidth=0,
-      )
-  target = at['final_loss']['adamw']['mean']
-  ax.axhline(target, color='gray', linewidth=0.8, linestyle='--')
-  finals = [at['final_loss'][n]['mean'] for n in OPTIMIZERS]
+  final = {n: at['final_loss'][n]['mean'] for n in OPTIMIZERS}
+  ax.axhline(final['adamw'], color='gray', linewidth=0.8, linestyle='--')
   ax.set(
     xlabel='step',
     ylabel='validation loss [nats per byte]',
-    ylim=(min(finals) - 0.05, target + 0.9),
+    ylim=(min(final.values()) - 0.05, final['adamw'] + 0.9),
     title=f'width {width}, each at its best learning rate',
   )
   ax.legend()
 
 
 def _plot_grid(runs, numbers, widths, ax):
-  """The learning rate bowls; a star at each optimum, hollow at an edge."""
-  styles = ['-', '--', ':', '-.']
-  for i, width in enumerate(widths):
+  """The learning rate bowls of the first seed."""
+  rates, losses = set(), []
+  for width, style in zip(widths, itertools.cycle(STYLES), strict=False):
     for name in OPTIMIZERS:
       best = numbers['by_width'][str(width)]['optimum'][name]
       tried = select(
@@ -356,75 +365,58 @@ def _plot_grid(runs, numbers, widths, ax):
         budget=1.0,
         weight_decay=best['weight_decay'],
       )
-      points = sorted(
-        (r[-1]['learning_rate'], r[-1]['val_loss']) for r in tried
-      )
-      lrs, losses = map(np.array, zip(*points, strict=True))
-      ax.plot(
-        lrs,
-        losses,
-        styles[i % 4],
+      ends = [rows[-1] for rows in tried]
+      points = [(row['learning_rate'], row['val_loss']) for row in ends]
+      rates |= {rate for rate, _ in points}
+      losses += [loss for _, loss in points]
+      bowl(
+        ax,
+        points,
         color=COLORS[name],
-        marker='.',
+        linestyle=style,
         label=f'{NAMES[name]}, width {width}',
       )
-      edge = best['learning_rate'] in (lrs[0], lrs[-1])
-      ax.plot(
-        best['learning_rate'],
-        losses.min(),
-        '*',
-        color=COLORS[name],
-        markersize=13,
-        fillstyle='none' if edge else 'full',
-      )
-  lrs = sorted({rows[0]['learning_rate'] for rows in runs.values()})
+  low, high = min(losses), np.median(losses)
   ax.set_xscale('log', base=2)
-  ax.set_xticks(lrs, [f'{lr:g}' for lr in lrs])
-  best = min(
-    v['final_loss']['muon']['mean'] for v in numbers['by_width'].values()
-  )
+  ax.set_xticks(sorted(rates), [f'{rate:g}' for rate in sorted(rates)])
   ax.set(
     xlabel='learning rate',
     ylabel='final validation loss [nats per byte]',
-    ylim=(best - 0.05, best + 0.75),
-    title='the same grid for both (star: optimum)',
+    ylim=(low - 0.05, high + 1.2 * (high - low)),
+    title='the same grid for both (star: optimum, hollow: at the edge)',
   )
   ax.legend(fontsize='small', ncols=2)
 
 
+BARS = {
+  'steps_ratio': ('steps, schedule shrunk to them', 'tab:blue'),
+  'flops_ratio': ('FLOPs of that, with Newton-Schulz', 'tab:cyan'),
+  'steps_ratio_along_the_curve': (
+    'steps along the full-length curve',
+    'lightsteelblue',
+  ),
+}
+
+
 def _plot_ratio(numbers, widths, ax):
   """What Muon needs of AdamW's steps, per width, range over pairs of seeds."""
-  kinds = {
-    'steps_ratio': 'steps, schedule shrunk to them',
-    'flops_ratio': 'FLOPs of that, with Newton-Schulz',
-    'steps_ratio_along_the_curve': 'steps along the full-length curve',
-  }
-  for i, (kind, label) in enumerate(kinds.items()):
-    values = [numbers['by_width'][str(w)][kind] for w in widths]
-    mean = np.array([v['mean'] for v in values])
-    error = [
-      mean - [v['min'] for v in values],
-      [v['max'] for v in values] - mean,
-    ]
+  place = np.arange(len(widths))
+  for i, (kind, (label, color)) in enumerate(BARS.items()):
+    mean, error = whiskers([numbers['by_width'][str(w)][kind] for w in widths])
     bars = ax.bar(
-      np.arange(len(widths)) + 0.27 * (i - 1),
+      place + 0.27 * (i - 1),
       mean,
       0.25,
       yerr=error,
       capsize=3,
       label=label,
-      color=['tab:blue', 'tab:cyan', 'lightsteelblue'][i],
+      color=color,
     )
     ax.bar_label(bars, fmt='%.2f', padding=3, fontsize='small')
-  ax.axhline(
-    PAPER_RATIO,
-    color='black',
-    linestyle='--',
-    linewidth=1,
-    label=f'Moonlight, FLOPs: {PAPER_RATIO}',
-  )
-  ax.axhline(1, color='tab:orange', linewidth=1, label='AdamW')
-  ax.set_xticks(range(len(widths)), [f'width {w}' for w in widths])
+  style = dict(color='black', linestyle='--', linewidth=1)
+  ax.axhline(PAPER_RATIO, label=f'Moonlight, FLOPs: {PAPER_RATIO}', **style)
+  ax.axhline(1, color=COLORS['adamw'], linewidth=1, label='AdamW')
+  ax.set_xticks(place, [f'width {w}' for w in widths])
   ax.set(
     ylabel="Muon / AdamW at AdamW's final loss",
     ylim=(0, 1.55),
@@ -438,27 +430,19 @@ def _plot_law(numbers, widths, ax):
   for name in OPTIMIZERS:
     at = [numbers['by_width'][str(w)] for w in widths]
     compute = np.array([v['compute'][name] for v in at])
-    losses = [v['final_loss'][name] for v in at]
-    mean = np.array([v['mean'] for v in losses])
-    error = [
-      mean - [v['min'] for v in losses],
-      [v['max'] for v in losses] - mean,
-    ]
+    mean, error = whiskers([v['final_loss'][name] for v in at])
     label = NAMES[name]
     if 'power_law' in numbers:
       law = numbers['power_law'][name]
       line = np.geomspace(compute.min() / 1.5, compute.max() * 1.5)
       ax.plot(line, law['a'] * line ** -law['b'], color=COLORS[name])
       label += f': L = {law["a"]:.2f} C^-{law["b"]:.3f}'
-    ax.errorbar(
-      compute, mean, error, fmt='o', color=COLORS[name], capsize=3, label=label
-    )
+    style = dict(fmt='o', color=COLORS[name], capsize=3, label=label)
+    ax.errorbar(compute, mean, error, **style)
   title = 'loss against compute'
-  if 'power_law_compute_ratio' in numbers:
-    title += (
-      f': the fits put Muon at {numbers["power_law_compute_ratio"]:.2f} '
-      'of the compute'
-    )
+  if 'power_law' in numbers:
+    ratio = numbers['power_law_compute_ratio']
+    title += f': the fits put Muon at {ratio:.2f} of the compute'
   ax.set(
     xscale='log',
     yscale='log',

@@ -19,6 +19,7 @@ References:
 """
 
 import dataclasses
+import math
 from typing import Any
 
 import flax.linen as nn
@@ -63,8 +64,15 @@ class TransformerConfig:
   dtype: Any = jnp.float32
 
   def __post_init__(self):
-    for name in ('vocab_size', 'layers', 'width', 'heads'):
-      require(getattr(self, name) >= 1, name, getattr(self, name), '1 or more')
+    for name in ('vocab_size', 'layers', 'width', 'heads', 'hidden'):
+      value = getattr(self, name)
+      require(
+        (isinstance(value, int) and value >= 1)
+        or (value is None and name == 'hidden'),
+        name,
+        value,
+        'an integer of 1 or more',
+      )
     require(
       self.width % (2 * self.heads) == 0,
       'width',
@@ -102,6 +110,7 @@ def rotary(x: jax.Array, *, base: float = 10_000.0) -> jax.Array:
     True
   """
   require_rank('x', x, 4)
+  require(x.shape[3] % 2 == 0, 'x', x.shape, 'an even last axis')
   length, half = x.shape[1], x.shape[3] // 2
   wide = jnp.promote_types(x.dtype, jnp.float32)
   frequency = base ** (-jnp.arange(half, dtype=wide) / half)
@@ -136,16 +145,9 @@ class _Linear(nn.Module):
     )
     kernel = self.param('kernel', init, self.inputs + self.outputs)
     lead = x.shape[: x.ndim - len(self.inputs)]
-    matrix = kernel.astype(self.dtype).reshape(-1, _size(self.outputs))
+    matrix = kernel.astype(self.dtype).reshape(-1, math.prod(self.outputs))
     rows = x.astype(self.dtype).reshape(-1, matrix.shape[0])
     return (rows @ matrix).reshape(*lead, *self.outputs)
-
-
-def _size(shape: tuple[int, ...]) -> int:
-  size = 1
-  for n in shape:
-    size *= n
-  return size
 
 
 class Attention(nn.Module):
@@ -189,12 +191,10 @@ class GatedMLP(nn.Module):
   def __call__(self, x):
     """Acts on each token alone."""
     c = self.config
-    linear = lambda *args, name: _Linear(*args, name=name)
-    gate = linear((c.width,), (c.hidden_width,), c.dtype, name='gate')(x)
-    up = linear((c.width,), (c.hidden_width,), c.dtype, name='up')(x)
-    down = linear(
-      (c.hidden_width,), (c.width,), c.dtype, 0.5 / c.layers, name='down'
-    )
+    wide, narrow = (c.hidden_width,), (c.width,)
+    gate = _Linear(narrow, wide, c.dtype, name='gate')(x)
+    up = _Linear(narrow, wide, c.dtype, name='up')(x)
+    down = _Linear(wide, narrow, c.dtype, 0.5 / c.layers, name='down')
     return down(nn.silu(gate) * up)
 
 
@@ -300,7 +300,7 @@ class Transformer(nn.Module):
     }
 
     def numbers(path, _):
-      names = [getattr(entry, 'key', None) for entry in path]
+      names = [None, *(getattr(entry, 'key', None) for entry in path)]
       if names[-1] != 'kernel' or names[-2] not in axes:
         return None
       shift = lambda group: tuple(a + lead for a in group)

@@ -13,6 +13,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from optax.contrib import MuonDimensionNumbers
 
 from ..checks import require
@@ -21,12 +22,11 @@ from ..checks import require
 # makes it from the parameters.
 DimensionNumbers = Any | Callable[[Any], Any]
 
-# Path components of leaves that look like matrices and are none: tables of
+# Names in a path of leaves that look like matrices and are none: tables of
 # embeddings, the output head, and gains or biases that `nn.scan` stacked.
 _NOT_A_MATRIX = re.compile(
-  r'(^|_)(wte|wpe|\w*embed\w*|head|logits|classifier)(_?\d+)?$'
-  r'|^(bias|b|scale|gain)$',
-  re.IGNORECASE,
+  r'(^|_)(wte|wpe|emb|[a-z]*embed[a-z_]*|head|logits|classifier)(_?\d+)?$'
+  r'|^(bias|b|scale|gain)$'
 )
 
 
@@ -35,19 +35,26 @@ def _is_numbers(x: Any) -> bool:
   return x is None or isinstance(x, MuonDimensionNumbers)
 
 
-def _name(entry: Any) -> str:
-  """The name of a path entry, whatever the container."""
-  return str(getattr(entry, 'key', getattr(entry, 'name', entry)))
+def _names(path: tuple[Any, ...]) -> list[str]:
+  """The names in a path in snake case, whatever the container.
+
+  haiku joins names with slashes, PyTorch's checkpoints with dots, and flax
+  makes `LMHead_0` of a class.
+  """
+  entries = [str(getattr(e, 'key', getattr(e, 'name', e))) for e in path]
+  names = [name for e in entries for name in re.split(r'[/.~]+', e) if name]
+  words = r'(?<=[a-z0-9])(?=[A-Z])|(?<=[A-Z])(?=[A-Z][a-z])'
+  return [re.sub(words, '_', name).lower() for name in names]
 
 
 def _order(
   shape: tuple[int, ...], numbers: MuonDimensionNumbers
-) -> tuple[tuple[int, ...], int, int]:
-  """Axes in the order (batch, in, out), and the sizes of in and of out."""
+) -> tuple[tuple[int, ...], int, int, int]:
+  """Axes in the order (batch, in, out), and the size of each group."""
   ndim = len(shape)
 
   def axes_of(axis):
-    axes = (axis,) if isinstance(axis, int) else tuple(axis)
+    axes = (axis,) if np.ndim(axis) == 0 else tuple(axis)
     return tuple(a + ndim if a < 0 else a for a in axes)
 
   fan_in, fan_out = (
@@ -65,7 +72,7 @@ def _order(
   )
   batch = tuple(a for a in range(ndim) if a not in used)
   size = lambda axes: math.prod(shape[a] for a in axes)
-  return batch + used, size(fan_in), size(fan_out)
+  return batch + used, size(batch), size(fan_in), size(fan_out)
 
 
 def to_matrices(x: jax.Array, numbers: MuonDimensionNumbers) -> jax.Array:
@@ -77,15 +84,15 @@ def to_matrices(x: jax.Array, numbers: MuonDimensionNumbers) -> jax.Array:
   >>> to_matrices(kernel, MuonDimensionNumbers((0, 1, 2), 3)).shape
   (1, 144, 32)
   """
-  order, fan_in, fan_out = _order(x.shape, numbers)
-  return x.transpose(order).reshape(-1, fan_in, fan_out)
+  order, batch, fan_in, fan_out = _order(x.shape, numbers)
+  return x.transpose(order).reshape(batch, fan_in, fan_out)
 
 
 def from_matrices(
   matrices: jax.Array, shape: tuple[int, ...], numbers: MuonDimensionNumbers
 ) -> jax.Array:
   """Undoes `to_matrices` for a leaf of the given shape."""
-  order, _, _ = _order(shape, numbers)
+  order, *_ = _order(shape, numbers)
   moved = matrices.reshape(tuple(shape[a] for a in order))
   return moved.transpose(tuple(order.index(a) for a in range(len(shape))))
 
@@ -171,7 +178,7 @@ def matrix_labels(
         path in by_path, 'dimension_numbers', 'no entry', f'one for {name}'
       )
       return 'adamw' if by_path[path] is None else 'muon'
-    if any(_NOT_A_MATRIX.search(_name(entry)) for entry in path):
+    if any(map(_NOT_A_MATRIX.search, _names(path))):
       return 'adamw'
     shape = jnp.shape(leaf)
     if len(shape) > 2:

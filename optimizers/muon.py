@@ -94,7 +94,7 @@ def _orthogonalize(
   for members in by_shape.values():
     stack = jnp.concatenate([matrices[i] for i in members])
     stack = (
-      solve(stack) if axis_name is None else (_sharded(stack, solve, axis_name))
+      solve(stack) if axis_name is None else _sharded(stack, solve, axis_name)
     )
     start = 0
     for i in members:
@@ -183,17 +183,15 @@ def scale_by_muon(
     average = lambda g, m: momentum * m + (1 - momentum) * g
     mu = jax.tree.map(average, updates, state.momentum)
     ahead = mu
-    if nesterov:
-      now, later = (
-        (1 - momentum**count, 1 - momentum ** (count + 1))
-        if (bias_correction)
-        else (1, 1)
-      )
+    if nesterov and bias_correction:
+      now, later = 1 - momentum**count, 1 - momentum ** (count + 1)
       ahead = jax.tree.map(
         lambda g, m: momentum * m / later + (1 - momentum) * g / now,
         updates,
         mu,
       )
+    elif nesterov:
+      ahead = jax.tree.map(average, updates, mu)
 
     numbers = numbers_of_leaves(updates, dimension_numbers)
     leaves, treedef = jax.tree.flatten(updates)
@@ -275,7 +273,10 @@ def muon(
     bias_correction: see `scale_by_muon`; AdamW always corrects.
 
   Returns:
-    `optax.GradientTransformation`.
+    `optax.GradientTransformation`. `optax.inject_hyperparams(muon)` traces its
+    numbers, `steps` too; as with every optimizer it takes functions for
+    schedules, so `mask`, `labels` and `dimension_numbers` that are functions
+    must be named in its `static_args`.
 
   Raises:
     ValueError: for an unknown name or a value outside its range.

@@ -78,7 +78,8 @@ def polar_express_coefficients(
     steps: number of polynomials, 1 or more.
     lower: smallest singular value aimed at, relative to the largest; in (0, 1).
     cushion: narrowest relative interval fitted; in [0, 1).
-    safety: all but the last polynomial are applied to `x / (1 + safety)`.
+    safety: all but the last polynomial are applied to `x / (1 + safety)`; 0 or
+      more.
 
   Returns:
     `steps` triples `(a, b, c)` of floats, to be applied in order.
@@ -96,6 +97,7 @@ def polar_express_coefficients(
   require(steps >= 1, 'steps', steps, 'at least 1')
   require(0 < lower < 1, 'lower', lower, 'a number in (0, 1)')
   require(0 <= cushion < 1, 'cushion', cushion, 'a number in [0, 1)')
+  require(safety >= 0, 'safety', safety, '0 or more')
   low, high, table = lower, 1.0, []
   for step in range(steps):
     triple = np.array(_best_quintic(max(low, cushion * high), high))
@@ -149,7 +151,10 @@ def resolve_coefficients(
   if isinstance(coefficients, str):
     require_one_of('coefficients', coefficients, [*NEWTON_SCHULZ_COEFFICIENTS])
     coefficients = NEWTON_SCHULZ_COEFFICIENTS[coefficients]
-  table = np.asarray(coefficients, np.float64)
+  try:
+    table = np.asarray(coefficients, np.float64)
+  except (TypeError, ValueError):  # Triples and pairs mixed, or text.
+    table = np.empty(0)
   require(
     table.ndim == 2 and table.shape[1:] == (3,) and len(table) >= 1,
     'coefficients',
@@ -158,15 +163,16 @@ def resolve_coefficients(
   )
   if steps is None:
     steps = len(table)
-  if isinstance(steps, int):
-    require(steps >= 1, 'steps', steps, 'at least 1')
+  if not isinstance(steps, jax.Array):  # A traced one is taken as it is.
+    whole = isinstance(steps, int | np.integer) and steps >= 1
+    require(whole, 'steps', steps, 'an integer of at least 1')
   return table, steps
 
 
 def _normalize(x: jax.Array) -> jax.Array:
   """Scales each matrix to Frobenius norm one, zero to zero, at any scale."""
   axes = (-2, -1)
-  largest = jnp.max(jnp.abs(x), axis=axes, keepdims=True)
+  largest = jnp.max(jnp.abs(x), axis=axes, keepdims=True, initial=0)
   # Divided by its largest entry first: squares neither overflow nor underflow.
   x = x / jnp.where(largest > 0, largest, 1)
   norm = jnp.linalg.norm(x, axis=axes, keepdims=True)
@@ -187,10 +193,11 @@ def newton_schulz(
   point operations a step, `m <= n`.
 
   Deviations: the norm is taken after division by the largest entry instead of
-  with an absolute epsilon, so the result does not depend on the scale of `x`
-  (the published codes collapse once the norm falls near their `eps`), and zero
-  gives zero. The Polar Express code also divides the start by 1.01; its
-  coefficients hold that margin already and it is not applied twice.
+  with an absolute epsilon, so the result does not depend on the scale of `x`,
+  from 1e-30 to 1e37 in float32 (the published codes collapse once the norm
+  falls near their `eps`), and zero gives zero. The Polar Express code also
+  divides the start by 1.01; its coefficients hold that margin already and it is
+  not applied twice.
 
   Args:
     x: matrices [..., m, n], real or complex, of any scale.
@@ -220,7 +227,10 @@ def newton_schulz(
   x = jnp.asarray(x)
   require_rank('x', x, 2, at_least=True)
   table, steps = resolve_coefficients(coefficients, steps)
-  dtype = jnp.dtype(dtype or jnp.result_type(x, jnp.bfloat16))
+  if dtype is None:
+    inexact = jnp.issubdtype(x.dtype, jnp.inexact)
+    dtype = x.dtype if inexact else jnp.float32
+  dtype = jnp.dtype(dtype)
   wide = jnp.promote_types(jnp.promote_types(x.dtype, dtype), jnp.float32)
   x = _normalize(x.astype(wide)).astype(dtype)
   tall = x.shape[-2] > x.shape[-1]
@@ -242,8 +252,8 @@ def msign(x: ArrayLike) -> jax.Array:
   r"""The matrix sign :math:`U V^T` by SVD, the reference for the iterations.
 
   Singular values below `eps * max(m, n)` times the largest count as zero and
-  stay zero, so that the result is :math:`X (X^T X)^{+1/2}` for deficient rank
-  and zero for zero.
+  stay zero, so that the result is :math:`X ((X^T X)^{+})^{1/2}` for deficient
+  rank and zero for zero.
 
   Args:
     x: matrices [..., m, n], real or complex.

@@ -1,9 +1,10 @@
 """Checkpoints by orbax: asynchronous, atomic, the last few kept, checked.
 
-A checkpoint is the whole `TrainState` and the run's key. The data position
-needs no place of its own: batches are a function of key and step. Orbax writes
-to a temporary name and renames, so that a killed run leaves whole checkpoints
-only; a SHA-256 of every array, kept beside them, refuses what rotted since.
+A checkpoint is the whole `TrainState`, and beside it the run's key, the shapes
+and a SHA-256 of every array. The data position needs no place of its own:
+batches are a function of key and step. Orbax writes to a temporary name and
+renames, so that a killed run leaves whole checkpoints only; the checksum
+refuses what rotted since.
 """
 
 import hashlib
@@ -17,8 +18,10 @@ import jax.numpy as jnp
 import numpy as np
 import orbax.checkpoint as ocp
 
+from ..checks import require
 
-class CorruptCheckpoint(ValueError):
+
+class CorruptCheckpoint(ValueError):  # noqa: N818  (a state, not a mistake)
   """The files on disk are not what was saved."""
 
 
@@ -29,24 +32,31 @@ def _is_key(x: Any) -> bool:
 def _plain(tree: Any) -> Any:
   """Typed keys as their integers, which every file format can hold."""
   unwrap = lambda x: jax.random.key_data(x) if _is_key(x) else x
-  return jax.tree.map(unwrap, jax.tree.map(jnp.asarray, tree))
+  return jax.tree.map(lambda x: unwrap(jnp.asarray(x)), tree)
 
 
 def _typed(tree: Any, like: Any) -> Any:
   """Undoes `_plain`."""
-  wrap = lambda x, old: (
-    jax.random.wrap_key_data(x, impl=jax.random.key_impl(old))
-    if _is_key(old)
-    else x
-  )
+
+  def wrap(x, old):
+    if not _is_key(old):
+      return x
+    return jax.random.wrap_key_data(x, impl=jax.random.key_impl(old))
+
   return jax.tree.map(wrap, tree, like)
 
 
+def _shapes(tree: Any) -> dict[str, str]:
+  """Dtype and shape of each array by its path."""
+  leaves = jax.tree_util.tree_leaves_with_path(tree)
+  name = jax.tree_util.keystr
+  return {name(path): f'{x.dtype}{list(x.shape)}' for path, x in leaves}
+
+
 def _digest(tree: Any) -> str:
-  """SHA-256 over paths, dtypes, shapes and bytes of every replicated array."""
-  digest = hashlib.sha256()
-  for path, x in jax.tree_util.tree_leaves_with_path(tree):
-    digest.update(f'{jax.tree_util.keystr(path)} {x.dtype} {x.shape}'.encode())
+  """SHA-256 over the shapes and the bytes of every replicated array."""
+  digest = hashlib.sha256(repr(_shapes(tree)).encode())
+  for x in jax.tree.leaves(tree):
     if x.is_fully_replicated:
       digest.update(np.asarray(x).tobytes())
   return digest.hexdigest()
@@ -56,7 +66,8 @@ class Checkpoints:
   """The checkpoints of one run in one directory.
 
   Args:
-    directory: made when the first checkpoint is saved.
+    directory: made when the first checkpoint is saved; with several processes
+      one that all of them see.
     keep: how many of the newest stay.
 
   Example:
@@ -94,63 +105,84 @@ class Checkpoints:
 
   def save(self, state: Any, key: jax.Array) -> None:
     """Starts saving; returns once the arrays are copied off the devices."""
-    tree = _plain({'state': state, 'key': key})
-    meta = {'sha256': _digest(tree)}
-    self._open().save(
-      int(state.step),
-      args=ocp.args.Composite(
-        tree=ocp.args.StandardSave(tree), meta=ocp.args.JsonSave(meta)
-      ),
+    tree = _plain(state)
+    about = {
+      'key': np.asarray(jax.random.key_data(key)).tolist(),
+      'shapes': _shapes(tree),
+      'sha256': _digest(tree),
+    }
+    items = {
+      'tree': ocp.args.StandardSave(tree),
+      'about': ocp.args.JsonSave(about),
+    }
+    self._open().save(int(state.step), args=ocp.args.Composite(**items))
+
+  def wait(self) -> None:
+    """Returns when everything is on disk."""
+    if self._manager is not None:
+      self._manager.wait_until_finished()
+
+  def _read(self, step: int, name: str, args: Any) -> Any:
+    """One item of a checkpoint, whatever orbax or tensorstore raise."""
+    try:
+      return self._open().restore(
+        step, args=ocp.args.Composite(**{name: args})
+      )[name]
+    except Exception as error:
+      reason = f'{type(error).__name__}: {error}'.partition('\n')[0]
+      raise self._corrupt(step, f'cannot be read ({reason})') from error
+
+  def _corrupt(self, step: int, what: str) -> CorruptCheckpoint:
+    return CorruptCheckpoint(
+      f'{self.directory / str(step)}: {what}; delete it to resume from an '
+      'earlier one'
     )
 
   def restore(self, like: Any, key: jax.Array) -> Any:
     """The newest state.
 
     Args:
-      like: a state with the structure, shapes and dtypes that were saved.
+      like: a state with the structure, shapes and dtypes that were saved, on
+        the devices where the new one is wanted.
       key: the run's key, which must be the one it was saved with.
 
     Returns:
       The state, or `None` if nothing was saved.
 
     Raises:
-      CorruptCheckpoint: if a file is damaged or of another shape.
-      ValueError: if the run had another key.
+      CorruptCheckpoint: if a file is damaged.
+      ValueError: if the run had another key or other arrays.
     """
     step = self.latest
     if step is None:
       return None
-    wanted = {'state': like, 'key': key}
-    where = self.directory / str(step)
-    try:
-      found = self._open().restore(
-        step,
-        args=ocp.args.Composite(
-          tree=ocp.args.StandardRestore(_plain(wanted)),
-          meta=ocp.args.JsonRestore(),
-        ),
+    about = self._read(step, 'about', ocp.args.JsonRestore())
+    wanted = _plain(like)
+    found, shapes = about['shapes'], _shapes(wanted)
+    differ = [n for n in {**shapes, **found} if shapes.get(n) != found.get(n)]
+    for name in differ[:1]:
+      require(
+        False,
+        f'state{name}',
+        shapes.get(name),
+        f'{found.get(name)} as in {self.directory / str(step)}',
       )
-      intact = _digest(found.tree) == found.meta['sha256']
-    except Exception as error:  # Orbax and tensorstore raise what they like.
-      raise CorruptCheckpoint(
-        f'{where}: cannot be read ({type(error).__name__}: '
-        f'{str(error).splitlines()[0]}); delete it to resume from an earlier '
-        'one'
-      ) from error
-    if not intact:
-      raise CorruptCheckpoint(
-        f'{where}: the checksum differs from what was saved; delete it to '
-        'resume from an earlier one'
-      )
-    restored = _typed(found.tree, wanted)
-    if not np.array_equal(*map(jax.random.key_data, (restored['key'], key))):
-      raise ValueError(f'key: {where} was saved by a run with another key')
-    return restored['state']
+    require(
+      about['key'] == np.asarray(jax.random.key_data(key)).tolist(),
+      'key',
+      jax.random.key_data(key),
+      f'{about["key"]} as in {self.directory / str(step)}',
+    )
+    tree = self._read(step, 'tree', ocp.args.StandardRestore(wanted))
+    if _digest(tree) != about['sha256']:
+      raise self._corrupt(step, 'the checksum is not that of what was saved')
+    return _typed(tree, like)
 
   def delete(self) -> None:
     """Removes the directory: the run is complete and recorded."""
     self.close()
-    shutil.rmtree(self.directory, ignore_errors=True)
+    if jax.process_index() == 0:
+      shutil.rmtree(self.directory, ignore_errors=True)
 
   def close(self) -> None:
     """Waits for what is being saved."""

@@ -6,7 +6,7 @@ each field is looked at again before a run starts.
 
 import dataclasses
 import types
-from typing import Any, get_args, get_origin, get_type_hints
+from typing import Any, Union, get_args, get_origin, get_type_hints
 
 from ..checks import require
 
@@ -21,7 +21,7 @@ def _checked(name: str, value: Any, kind: Any) -> Any:
     return tuple(
       _checked(name, v, k) for v, k in zip(value, kinds, strict=True)
     )
-  if origin is types.UnionType:
+  if origin in (types.UnionType, Union):
     (kind,) = (k for k in args if k is not types.NoneType)
     return value if value is None else _checked(name, value, kind)
   if dataclasses.is_dataclass(kind):
@@ -64,6 +64,26 @@ def checked_config(config: Any, prefix: str = 'config.') -> Any:
       for f in dataclasses.fields(config)
     }
   )
+
+
+def with_values(config: Any, values: dict[str, Any]) -> Any:
+  """A copy of a config with the fields that a `config.json` names.
+
+  Args:
+    config: a dataclass instance.
+    values: by field, as json has them.
+
+  Returns:
+    A new instance, every field of its annotated type.
+
+  Raises:
+    ValueError: for a name that is no field, or a value of the wrong type.
+  """
+  fields = [f.name for f in dataclasses.fields(config)]
+  require(isinstance(values, dict), 'config', values, 'fields and values')
+  for name in values:
+    require(name in fields, 'config', name, f'one of {", ".join(fields)}')
+  return checked_config(dataclasses.replace(config, **values))
 
 
 def describe(config: Any) -> str:

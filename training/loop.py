@@ -12,19 +12,21 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
+from jax.experimental import multihost_utils
 
 from ..checks import require
 from .progress import Progress
 from .records import Records
 
 
-class Interrupted(Exception):
+class Interrupted(Exception):  # noqa: N818  (a request, not a mistake)
   """SIGTERM or Ctrl-C came; the state was saved, if there is a place for it."""
 
 
-class NonFiniteLoss(FloatingPointError):
-  """The loss became NaN or infinite."""
+class NonFiniteLoss(FloatingPointError):  # noqa: N818
+  """The loss or its gradient became NaN or infinite."""
 
 
 class StopSignal:
@@ -32,6 +34,13 @@ class StopSignal:
 
   def __init__(self):
     self.requested = False
+
+  def agreed(self) -> bool:
+    """Whether any process was asked: all must leave the loop together."""
+    if jax.process_count() == 1:
+      return self.requested
+    asked = multihost_utils.process_allgather(np.array(self.requested))
+    return bool(np.any(asked))
 
 
 @contextlib.contextmanager
@@ -79,6 +88,7 @@ def fit(
   checkpoint_every: int | None = None,
   checkpoint_last: bool = True,
   progress: Progress | None = None,
+  stop: StopSignal | None = None,
 ) -> Any:
   """Trains to `steps`, from the newest checkpoint if there is one.
 
@@ -106,6 +116,8 @@ def fit(
     checkpoint_every: multiple of `log_every`; `None`: only at stop and end.
     checkpoint_last: whether the end is saved; a sweep needs its rows only.
     progress: counts the steps.
+    stop: what `stop_on_signal` yielded, to share it among runs; `None`: one for
+      this run.
 
   Returns:
     The state after `steps` steps.
@@ -125,87 +137,82 @@ def fit(
     checkpoint_every,
     f'a multiple of {log_every}',
   )
-  records = Records('', write=False) if records is None else records
   progress = Progress(steps, show=False) if progress is None else progress
-
+  records = Records(None) if records is None else records
+  report = _Report(label, tags or {}, records, progress)
+  state = run.place(state)
   restored = checkpoints.restore(state, key) if checkpoints else None
-  saved = None
-  if restored is not None:
-    state = restored
-    saved = int(state.step)
-    progress.skip(saved)
-  step = saved or 0
-  records.keep(
-    lambda row: row.get('run') != label or row.get('step', 0) <= step
-  )
-
-  def save():
-    nonlocal saved
-    if checkpoints and saved != step:
-      checkpoints.save(state, key)
-      saved = step
-
-  before = [row['seconds'] for row in records.of(label) if 'seconds' in row]
-  started = time.monotonic() - (before[-1] if before else 0.0)
-  pending = None  # The chunk whose numbers have not been looked at yet.
-
-  def report():
-    nonlocal pending
-    if pending is not None:
-      first, count, metrics, scores = pending
-      pending = None
-      row = _row(metrics, scores, first, saved)
-      seconds = round(time.monotonic() - started, 3)
-      records.add(
-        {
-          'run': label,
-          'step': first + count,
-          **(tags or {}),
-          **row,
-          'seconds': seconds,
-        }
-      )
-      progress.advance(
-        count, label, **{k: v for k, v in row.items() if k.endswith('loss')}
-      )
-
-  with stop_on_signal() as stop:
+  state = state if restored is None else restored
+  step = 0 if restored is None else int(restored.step)
+  report.resume(step)
+  listen = stop_on_signal() if stop is None else contextlib.nullcontext(stop)
+  # Closed whatever happens: what is being saved must reach the disk.
+  saving = contextlib.closing(checkpoints or contextlib.ExitStack())
+  with listen as stop, saving:
     while step < steps:
       count = min(log_every, steps - step)
       state, metrics = run(state, batches(step, count), key)
-      scores = {} if evaluate is None else evaluate(state)
-      report()
-      pending = (step, count, metrics, scores)
+      # Copied: a score that is a part of the state would be donated with it.
+      scores = jax.tree.map(jnp.copy, evaluate(state) if evaluate else {})
+      report.look()
+      report.pending = (step, count, metrics, scores)
       step += count
-      due = checkpoint_every and step % checkpoint_every == 0
-      last = step == steps
-      if due or last or stop.requested:
-        report()  # Looked at before it is saved: checkpoints are finite.
-      if (
-        (due and not last)
-        or (last and checkpoint_last)
-        or (stop.requested and not last)
-      ):
-        save()
-      if stop.requested and step < steps:
-        if checkpoints:
-          checkpoints.close()
+      stopping, last = stop.agreed(), step == steps
+      due = checkpoint_every is not None and step % checkpoint_every == 0
+      if due or stopping or last:
+        report.look()  # Before it is saved: checkpoints are finite.
+      if checkpoints and (checkpoint_last if last else due or stopping):
+        checkpoints.save(state, key)
+        report.saved = step
+      if stopping:
         raise Interrupted(f'{label}: stopped at step {step} of {steps}')
-  if checkpoints:
-    checkpoints.close()
   return state
 
 
-def _row(metrics, scores, first, saved) -> dict[str, float]:
-  """One row from the metrics [S] of a chunk that began after step `first`."""
-  metrics, scores = jax.device_get((metrics, scores))
-  losses = np.asarray(metrics['loss'])
-  if not np.all(np.isfinite(losses)):
-    bad = first + 1 + int(np.argmin(np.isfinite(losses)))
-    last = 'none was saved' if saved is None else f'step {saved}'
-    raise NonFiniteLoss(
-      f'the loss is not finite at step {bad}; last finite checkpoint: {last}'
+class _Report:
+  """Reads the numbers of a chunk, late, and writes its row."""
+
+  def __init__(self, label, tags, records, progress):
+    self.label, self.tags = label, tags
+    self.records, self.progress = records, progress
+    self.pending = None  # The chunk that was not looked at yet.
+    self.saved = None  # The step of the newest checkpoint.
+
+  def resume(self, step: int) -> None:
+    """Forgets the rows past the checkpoint at `step`."""
+    self.saved = step or None
+    self.progress.skip(step)
+    self.records.keep(
+      lambda row: row.get('run') != self.label or row['step'] <= step
     )
-  row = {name: float(values[-1]) for name, values in metrics.items()}
-  row['loss'] = float(np.mean(losses, dtype=np.float64))
-  return row | {name: float(value) for name, value in scores.items()}
+    before = [row.get('seconds', 0.0) for row in self.records.of(self.label)]
+    self.started = time.monotonic() - max(before, default=0.0)
+
+  def look(self) -> None:
+    """Records the pending chunk, or raises `NonFiniteLoss`."""
+    if self.pending is None:
+      return
+    first, count, metrics, scores = self.pending
+    self.pending = None
+    metrics, scores = jax.device_get((metrics, scores))
+    self._require_finite(first, metrics)
+    row = {name: float(values[-1]) for name, values in metrics.items()}
+    row['loss'] = float(np.mean(metrics['loss'], dtype=np.float64))
+    row |= {name: float(value) for name, value in scores.items()}
+    losses = {k: v for k, v in row.items() if k.endswith('loss')}
+    row['seconds'] = round(time.monotonic() - self.started, 3)
+    head = {'run': self.label, 'step': first + count}
+    self.records.add({**head, **self.tags, **row})
+    self.progress.advance(count, self.label, **losses)
+
+  def _require_finite(self, first: int, metrics: Any) -> None:
+    # The loss comes before the update, the gradient's norm tells of it.
+    finite = np.isfinite(metrics['loss'])
+    finite &= np.isfinite(metrics.get('grad_norm', 0.0))
+    if not np.all(finite):
+      bad = first + 1 + int(np.argmin(finite))
+      last = 'none was saved' if self.saved is None else f'step {self.saved}'
+      raise NonFiniteLoss(
+        f'the loss or its gradient is not finite at step {bad}; last finite '
+        f'checkpoint: {last}'
+      )

@@ -18,6 +18,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
+from jax.experimental import multihost_utils
 from jax.sharding import AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
@@ -118,7 +119,8 @@ def parallelize(
     `run(state, batches, key) -> (state, metrics)`. `batches` are global, leaves
     [S, B, ...] for S steps, on the host, the same in every process; B is split
     over all devices of the mesh. The state is donated: use the one returned.
-    Metrics are [S], the same on all devices.
+    Metrics are [S], the same on all devices. `run.place(state)` is the state
+    where the program wants it.
 
   Raises:
     ValueError: for an unknown `how`, a sharded state under pmap, or (by `run`)
@@ -145,9 +147,9 @@ def parallelize(
       how,
       'shard_map or jit for a mesh of several axes or a sharded state',
     )
-  axis_name = (
-    mesh.axis_names[0] if len(mesh.axis_names) == 1 else (mesh.axis_names)
-  )
+  axis_name = mesh.axis_names
+  if len(axis_name) == 1:
+    (axis_name,) = axis_name
   batch_spec = P(None, mesh.axis_names)
 
   def scan(axis_name, state, batches, key):
@@ -166,6 +168,8 @@ def parallelize(
       devices=list(mesh.devices.flat),
       donate_argnums=0,
     )
+    if jax.process_count() > 1:
+      program = _with_global_state(program, mesh)
     place = functools.partial(_rows_for_pmap, mesh)
   else:
     function = functools.partial(scan, None)
@@ -184,6 +188,9 @@ def parallelize(
     is_leaf=lambda x: isinstance(x, P),
   )
 
+  def place_state(state):
+    return jax.device_put(state, shardings)
+
   def run(state, batches, key):
     for x in jax.tree.leaves(batches):
       require(
@@ -192,9 +199,9 @@ def parallelize(
         jnp.shape(x),
         f'[steps, batch, ...] with a batch that {mesh.size} devices divide',
       )
-    state = jax.device_put(state, shardings)
-    return program(state, jax.tree.map(place, batches), key)
+    return program(place_state(state), jax.tree.map(place, batches), key)
 
+  run.place = place_state
   return run
 
 
@@ -203,6 +210,20 @@ def _put(x: np.ndarray, sharding: NamedSharding) -> jax.Array:
   if jax.process_count() == 1:
     return jax.device_put(x, sharding)
   return jax.make_array_from_callback(x.shape, sharding, lambda i: x[i])
+
+
+def _with_global_state(
+  program: Callable[..., Any], mesh: Mesh
+) -> Callable[..., Any]:
+  """Pmap takes and gives what is local to a process; the rest wants global."""
+
+  def run(state, batches, key):
+    state = multihost_utils.global_array_to_host_local_array(state, mesh, P())
+    state, metrics = program(state, batches, key)
+    state = multihost_utils.host_local_array_to_global_array(state, mesh, P())
+    return state, metrics
+
+  return run
 
 
 def _rows_for_pmap(mesh: Mesh, x: np.ndarray) -> np.ndarray:

@@ -1,6 +1,7 @@
 """What a run writes down: metrics.csv, json files and TensorBoard events."""
 
 import csv
+import io
 import json
 import os
 import pathlib
@@ -54,14 +55,14 @@ def read_csv(path: os.PathLike[str] | str) -> list[Row]:
     path: a `metrics.csv`.
 
   Returns:
-    List of rows: dicts from column to int, float or str.
+    List of rows: dicts from column to int, float or str; `run` is always text.
 
   Raises:
     ValueError: if a line has more or fewer cells than the header.
   """
   text = pathlib.Path(path).read_text(encoding='utf-8')
   whole = text[: text.rfind('\n') + 1]
-  lines = list(csv.reader(whole.splitlines()))
+  lines = list(csv.reader(io.StringIO(whole, newline='')))
   if not lines:
     return []
   header, *body = lines
@@ -74,7 +75,7 @@ def read_csv(path: os.PathLike[str] | str) -> list[Row]:
     )
   return [
     {
-      name: _parse(cell)
+      name: cell if name == 'run' else _parse(cell)
       for name, cell in zip(header, line, strict=True)
       if cell
     }
@@ -89,7 +90,8 @@ class Records:
   `step` are also drawn in TensorBoard, a curve per numeric column and run.
 
   Args:
-    workdir: directory; an existing `metrics.csv` in it is continued.
+    workdir: directory; an existing `metrics.csv` in it is continued. `None`:
+      the rows are kept in memory only.
     tensorboard: also write event files under `workdir/tensorboard`.
     write: whether this process writes at all; with several, only the first.
 
@@ -106,20 +108,23 @@ class Records:
 
   def __init__(
     self,
-    workdir: os.PathLike[str] | str,
+    workdir: os.PathLike[str] | str | None,
     *,
     tensorboard: bool = True,
     write: bool = True,
   ):
-    self._workdir = pathlib.Path(workdir)
-    self._path = self._workdir / 'metrics.csv'
-    self._tensorboard = tensorboard and write
-    self._write = write
+    self._write = write and workdir is not None
+    self._tensorboard = tensorboard and self._write
     self._writers: dict[str, Any] = {}
-    self.rows: list[Row] = read_csv(self._path) if self._path.exists() else []
-    if write:
-      self._workdir.mkdir(parents=True, exist_ok=True)
-      self._rewrite()
+    self.rows: list[Row] = []
+    if workdir is not None:
+      self._workdir = pathlib.Path(workdir)
+      self._path = self._workdir / 'metrics.csv'
+      if self._path.exists():
+        self.rows = read_csv(self._path)
+      if write:
+        self._workdir.mkdir(parents=True, exist_ok=True)
+    self._rewrite()
 
   def _rewrite(self) -> None:
     """Writes the file anew, with every column that any row has."""

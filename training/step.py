@@ -32,22 +32,28 @@ def init_state(
   optimizer: optax.GradientTransformation,
   variables: Any = (),
 ) -> TrainState:
-  """The state before the first step.
+  """The state before the first step, in buffers of its own.
+
+  Copied, because the state will be donated: the caller's parameters stay, and
+  variables may start as the parameters do.
 
   >>> state = init_state({'w': jnp.ones(2)}, optax.sgd(0.1))
   >>> int(state.step)
   0
   """
-  return TrainState(
+  state = TrainState(
     step=jnp.zeros([], jnp.int32),
     params=params,
     opt_state=optimizer.init(params),
     variables=variables,
   )
+  return jax.tree.map(jnp.array, state)
 
 
 def _accumulated(loss, axis_name, parts):
   """`value_and_grad` over `parts` micro-batches, reduced over devices once."""
+  if parts == 1:
+    return value_and_grad(loss, axis_name)
   local = jax.value_and_grad(loss, has_aux=True)
 
   def mean_over_parts(params, variables, batch, key):
@@ -69,11 +75,15 @@ def _accumulated(loss, axis_name, parts):
       )
       return (variables, jax.tree.map(jnp.add, total, grads)), (value, metrics)
 
-    start = (variables, jax.tree.map(jnp.zeros_like, varying))
+    # Summed in float32 or better: half precision forgets small parts.
+    wide = lambda x: jnp.zeros_like(x, jnp.promote_types(x.dtype, jnp.float32))
+    start = (variables, jax.tree.map(wide, varying))
     (variables, total), values = lax.scan(
       body, start, (jnp.arange(parts), split)
     )
-    grads = jax.tree.map(lambda g: g / parts, total)
+    grads = jax.tree.map(
+      lambda g, x: (g / parts).astype(x.dtype), total, params
+    )
     value, metrics = jax.tree.map(lambda v: jnp.mean(v, axis=0), values)
     if axis_name is not None:
       value, metrics, grads = lax.pmean((value, metrics, grads), axis_name)
@@ -135,11 +145,7 @@ def make_step(
       )
     if axis_name is not None:
       key = jax.random.fold_in(key, lax.axis_index(axis_name))
-    gradient = (
-      value_and_grad(bound, axis_name)
-      if accumulate == 1
-      else (_accumulated(bound, axis_name, accumulate))
-    )
+    gradient = _accumulated(bound, axis_name, accumulate)
     (value, (variables, metrics)), grads = gradient(
       state.params, state.variables, batch, key
     )

@@ -23,6 +23,8 @@ _OURS = (
   'tensorboard',
   'checkpoints',
 )
+# What every config.json of ours has.
+_IDENTITY = {'figure', 'preset', 'seed', 'parallel', 'config'}
 _PACKAGES = (
   'jax',
   'jaxlib',
@@ -38,15 +40,18 @@ class WorkdirRefused(ValueError):
   """The directory cannot be used for this run; nothing was touched."""
 
 
-def read_identity(workdir: os.PathLike[str] | str) -> dict[str, Any] | None:
-  """What `prepare` wrote there, or `None`."""
-  path = pathlib.Path(workdir) / 'config.json'
+def read_identity(path: os.PathLike[str] | str) -> dict[str, Any]:
+  """What `prepare` wrote to a `config.json`."""
+  path = pathlib.Path(path)
   if not path.exists():
-    return None
+    raise WorkdirRefused(f'{path}: there is no run')
   try:
-    return json.loads(path.read_text(encoding='utf-8'))
-  except (OSError, json.JSONDecodeError) as error:
+    found = json.loads(path.read_text(encoding='utf-8'))
+  except (OSError, ValueError) as error:
     raise WorkdirRefused(f'{path}: cannot be read ({error})') from None
+  if not isinstance(found, dict) or not _IDENTITY <= set(found):
+    raise WorkdirRefused(f'{path}: is not the config.json of a run')
+  return found
 
 
 def prepare(
@@ -59,8 +64,8 @@ def prepare(
 
   Args:
     workdir: the directory.
-    identity: what makes the run what it is, for json; written to
-      `config.json`.
+    identity: what makes the run what it is, for json: `figure`, `preset`,
+      `seed`, `parallel` and `config`; written to `config.json`.
     overwrite: remove what another run left. Files that no run writes are never
       removed.
 
@@ -75,8 +80,10 @@ def prepare(
     existing = existing.parent
   if not existing.is_dir() or not os.access(existing, os.W_OK | os.X_OK):
     raise WorkdirRefused(f'{path}: cannot be written')
-  found = read_identity(path)
-  if found is None and path.exists() and any(path.iterdir()):
+  found = None
+  if (path / 'config.json').exists():
+    found = read_identity(path / 'config.json')
+  elif path.exists() and any(path.iterdir()):
     raise WorkdirRefused(f'{path}: is not empty and holds no run')
   if found is not None and found != identity and not overwrite:
     raise WorkdirRefused(

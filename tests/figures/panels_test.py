@@ -1,0 +1,47 @@
+"""What the shared panels draw."""
+
+import matplotlib.figure
+import numpy as np
+import pytest
+
+from kexue.figures.panels import band, bowl, whiskers
+
+
+@pytest.fixture
+def ax():
+  return matplotlib.figure.Figure().subplots()
+
+
+def test_band_is_the_mean_and_the_range(ax):
+  runs = [
+    [{'step': s, 'loss': s + offset} for s in (1, 2)] for offset in (0, 1, 5)
+  ]
+  band(ax, runs, 'loss', color='red')
+  np.testing.assert_allclose(ax.lines[0].get_ydata(), [3, 4])
+  box = ax.collections[0].get_datalim(ax.transData)
+  assert (box.ymin, box.ymax) == (1, 7)
+
+
+@pytest.mark.parametrize(
+  'losses, best, fill',
+  [
+    ([3.0, 1.0, 2.0], 0.2, 'full'),
+    ([1.0, 2.0, 3.0], 0.1, 'none'),
+    ([3.0, 2.0, np.inf], 0.2, 'full'),
+  ],
+)
+def test_bowl_stars_the_best_and_leaves_out_the_infinite(
+  ax, losses, best, fill
+):
+  points = list(zip([0.1, 0.2, 0.4], losses, strict=True))
+  bowl(ax, points[::-1], color='blue')
+  line, star = ax.lines
+  assert star.get_xdata()[0] == best and star.get_fillstyle() == fill
+  assert np.all(np.isfinite(line.get_ydata()))
+  assert list(line.get_xdata()) == sorted(line.get_xdata())
+
+
+def test_whiskers_are_distances_from_the_mean():
+  mean, error = whiskers([{'mean': 2.0, 'min': 1.5, 'max': 4.0}])
+  np.testing.assert_allclose(mean, [2.0])
+  np.testing.assert_allclose(error, [[0.5], [2.0]])
