@@ -68,7 +68,7 @@ class Config:
   layers: int = 2
   length: int = 64
   batch_size: int = 32
-  learning_rates: tuple[float, ...] = (0.016, 0.04, 0.1, 0.25)
+  learning_rates: tuple[float, ...] = (0.006, 0.02, 0.06, 0.2)
   weight_decays: tuple[float, ...] = (0.1,)
   seeds: int = 2
   budgets: tuple[float, ...] = (0.5,)
