@@ -80,7 +80,7 @@ def test_a_run_is_complete_repeatable_and_redrawn(text, capsys):
     (['--config.layers=x'], 'config.layers'),
     (['--config.widths=8,x'], "config.widths: got '8,x'"),
     (['--config.widths=8'], 'config.steps'),
-    (['--config.dataset=zz'], "name is 'zz', expected one of"),
+    (['--config.dataset=zz'], "name: got 'zz', expected one of"),
     (['--seed=x'], 'seed'),
     (['--seed=-1'], 'seed'),
     (['--nonsense=1'], "Unknown command line flag 'nonsense'"),
@@ -99,7 +99,7 @@ def test_a_run_is_complete_repeatable_and_redrawn(text, capsys):
     (['--seed=99999999999999999999999'], 'seed'),
     (['--simulated_devices=0'], 'simulated_devices'),
     (['--num_processes=2', '--process_id=0'], 'expected all three'),
-    (['--data_dir=none'], "data_dir is 'none'"),
+    (['--data_dir=none'], "data_dir: got 'none', expected a folder"),
   ],
 )
 def test_mistakes_are_one_line_code_2_and_touch_nothing(args, message, capsys):

@@ -12,19 +12,20 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from ..checks import require
 
-def _check_at_least(least: int, **values: int) -> None:
-  for name, value in values.items():
-    if value < least:
-      raise ValueError(f'{name} is {value}, expected at least {least}')
+
+def _check_steps(step: int, steps: int, batch_size: int) -> None:
+  require(step >= 0, 'step', step, '0 or more')
+  require(steps >= 1, 'steps', steps, '1 or more')
+  require(batch_size >= 1, 'batch_size', batch_size, '1 or more')
 
 
 def _seed(key: jax.Array) -> int:
   """Bits of a typed key as an integer; fetched, not computed."""
-  if not jnp.issubdtype(getattr(key, 'dtype', None), jax.dtypes.prng_key):
-    raise ValueError(f'key is {type(key).__name__}, expected jax.random.key')
-  if key.shape:
-    raise ValueError(f'key has shape {key.shape}, expected one key, ()')
+  typed = jnp.issubdtype(getattr(key, 'dtype', None), jax.dtypes.prng_key)
+  require(typed, 'key', type(key).__name__, 'jax.random.key')
+  require(key.shape == (), 'key.shape', key.shape, '(), one key')
   return int.from_bytes(np.asarray(jax.random.key_data(key)).tobytes())
 
 
@@ -34,11 +35,10 @@ def _draws(seed: int, counter: int, count: int) -> np.ndarray:
 
 
 def _check_tokens(tokens: np.ndarray, length: int) -> None:
-  if np.ndim(tokens) != 1 or len(tokens) <= length:
-    raise ValueError(
-      f'length is {length} and tokens has shape {np.shape(tokens)}, expected '
-      'one dimension and more tokens than length'
-    )
+  require(np.ndim(tokens) == 1, 'tokens.shape', np.shape(tokens), '(N,)')
+  require(length >= 1, 'length', length, '1 or more')
+  count = len(tokens)
+  require(length < count, 'length', length, f'below {count}, the tokens given')
 
 
 def token_batches(
@@ -77,8 +77,7 @@ def token_batches(
     >>> bool((batches(step=0, steps=7)[5:] == batches(step=5, steps=2)).all())
     True
   """
-  _check_at_least(0, step=step)
-  _check_at_least(1, steps=steps, batch_size=batch_size, length=length)
+  _check_steps(step, steps, batch_size)
   _check_tokens(tokens, length)
   blocks = -(-batch_size // 4)  # A block of Philox is four draws.
   draws = _draws(_seed(key), step * blocks, steps * blocks * 4)
@@ -106,7 +105,7 @@ def token_windows(tokens: np.ndarray, *, count: int, length: int) -> np.ndarray:
     >>> token_windows(np.arange(10), count=3, length=1).tolist()
     [[0, 1], [4, 5], [8, 9]]
   """
-  _check_at_least(1, count=count, length=length)
+  require(count >= 1, 'count', count, '1 or more')
   _check_tokens(tokens, length)
   starts = np.linspace(0, len(tokens) - length - 1, count).astype(np.int64)
   return np.lib.stride_tricks.sliding_window_view(tokens, length + 1)[starts]
@@ -115,10 +114,12 @@ def token_windows(tokens: np.ndarray, *, count: int, length: int) -> np.ndarray:
 def count_examples(arrays: dict[str, np.ndarray]) -> int:
   """N, the length that all arrays share."""
   counts = {name: len(array) for name, array in arrays.items()}
-  if len(set(counts.values())) != 1:
-    raise ValueError(
-      f'arrays have lengths {counts}, expected one length and one array'
-    )
+  require(
+    len(set(counts.values())) == 1,
+    'lengths of arrays',
+    counts,
+    'one array or more, of one length',
+  )
   return next(iter(counts.values()))
 
 
@@ -162,12 +163,10 @@ def array_batches(
     ((3, 2), [0, 1, 2, 3, 4, 5])
   """
   count, seed = count_examples(arrays), _seed(key)
-  _check_at_least(0, step=step)
-  _check_at_least(1, steps=steps, batch_size=batch_size)
-  if batch_size > count:
-    raise ValueError(
-      f'batch_size is {batch_size}, expected at most {count}, the rows'
-    )
+  _check_steps(step, steps, batch_size)
+  require(
+    batch_size <= count, 'batch_size', batch_size, f'at most {count}, the rows'
+  )
   epochs, places = np.divmod(np.arange(step, step + steps), count // batch_size)
   rows = np.concatenate(
     [

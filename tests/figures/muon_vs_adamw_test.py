@@ -147,7 +147,7 @@ def test_steps_are_counted_for_the_progress_bar():
     (dict(seeds=0), 'config.seeds: got 0'),
     (dict(learning_rates=()), 'config.learning_rates'),
     (dict(budgets=(0.0,)), 'config.budgets'),
-    (dict(dataset='nothing'), "name is 'nothing'"),
+    (dict(dataset='nothing'), "name: got 'nothing'"),
   ],
 )
 def test_what_cannot_run_is_refused_before_it_starts(change, message):

