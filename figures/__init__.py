@@ -28,8 +28,8 @@ FIGURES: dict[str, Figure] = {
   'muon_vs_adamw': Figure(
     'Moonlight, arXiv 2502.16982, fig. 1 and 3',
     'Muon needs about half the compute of AdamW',
-    '2',
-    '25',
+    '2.5',
+    '27',
   ),
 }
 DEFAULT = 'muon_vs_adamw'

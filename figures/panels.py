@@ -60,3 +60,38 @@ def whiskers(spreads: Sequence[dict[str, float]]) -> tuple:
     np.array([s[k] for s in spreads]) for k in ('mean', 'min', 'max')
   )
   return mean, np.array([mean - low, high - mean])
+
+
+def scaling(
+  ax: Axes,
+  compute: Sequence[float],
+  spreads: Sequence[dict[str, float]],
+  law: dict[str, float] | None,
+  *,
+  label: str,
+  color: str,
+) -> None:
+  """Loss against compute on logarithmic axes, with its power law if fitted.
+
+  Args:
+    ax: where.
+    compute: of each point.
+    spreads: mean, smallest and largest loss of each point.
+    law: `a` and `b` of L = a C^-b, or `None`.
+    label: in the legend, to which the law is added.
+    color: of points and line.
+
+  The ticks are the compute of the points drawn last.
+  """
+  mean, error = whiskers(spreads)
+  if law is not None:
+    line = np.geomspace(min(compute) / 1.5, max(compute) * 1.5)
+    ax.plot(line, law['a'] * line ** -law['b'], color=color)
+    label += f': L = {law["a"]:.2f} C^-{law["b"]:.3f}'
+  style = dict(fmt='o', color=color, capsize=3, label=label)
+  ax.errorbar(compute, mean, error, **style)
+  ax.set(xscale='log', yscale='log')
+  ax.set_xticks(compute, [f'{c:.1e}' for c in compute])
+  ax.set_xticks([], minor=True)
+  ax.yaxis.set_major_formatter('{x:.2f}')
+  ax.yaxis.set_minor_formatter('{x:.2f}')

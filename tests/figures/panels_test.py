@@ -4,7 +4,7 @@ import matplotlib.figure
 import numpy as np
 import pytest
 
-from kexue.figures.panels import band, bowl, whiskers
+from kexue.figures.panels import band, bowl, scaling, whiskers
 
 
 @pytest.fixture
@@ -45,3 +45,17 @@ def test_whiskers_are_distances_from_the_mean():
   mean, error = whiskers([{'mean': 2.0, 'min': 1.5, 'max': 4.0}])
   np.testing.assert_allclose(mean, [2.0])
   np.testing.assert_allclose(error, [[0.5], [2.0]])
+
+
+def test_scaling_draws_points_and_the_law_through_them(ax):
+  compute = [1e10, 1e12]
+  spreads = [dict(mean=m, min=m - 0.1, max=m + 0.1) for m in (2.0, 1.0)]
+  law = {'a': 2.0 * 1e10**0.15, 'b': 0.15}
+  scaling(ax, compute, spreads, law, label='Muon', color='blue')
+  scaling(ax, compute, spreads, None, label='AdamW', color='red')
+  line = ax.lines[0]
+  at = np.interp(1e10, line.get_xdata(), line.get_ydata())
+  assert at == pytest.approx(2.0, rel=1e-2)
+  labels = ax.get_legend_handles_labels()[1]
+  assert labels == ['Muon: L = 63.25 C^-0.150', 'AdamW']
+  assert ax.get_xscale() == ax.get_yscale() == 'log'
