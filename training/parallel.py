@@ -217,9 +217,13 @@ def _with_global_state(
 ) -> Callable[..., Any]:
   """Pmap takes and gives what is local to a process; the rest wants global."""
 
+  def to_local(x):
+    if jax.local_device_count() == 1:  # There the utility below fails.
+      return x.addressable_data(0)
+    return multihost_utils.global_array_to_host_local_array(x, mesh, P())
+
   def run(state, batches, key):
-    state = multihost_utils.global_array_to_host_local_array(state, mesh, P())
-    state, metrics = program(state, batches, key)
+    state, metrics = program(jax.tree.map(to_local, state), batches, key)
     state = multihost_utils.host_local_array_to_global_array(state, mesh, P())
     return state, metrics
 

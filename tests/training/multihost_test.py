@@ -12,15 +12,15 @@ import pytest
 SCRIPT = textwrap.dedent("""
   import sys
   import jax
-  port, process, how, workdir = sys.argv[1:]
-  jax.config.update('jax_num_cpu_devices', 2)
+  port, process, how, local, workdir = sys.argv[1:]
+  jax.config.update('jax_num_cpu_devices', int(local))
   jax.distributed.initialize('localhost:' + port, 2, int(process))
   import jax.numpy as jnp, numpy as np, optax
   from kexue.training import init_state, make_step, parallelize
   from kexue.training.checkpoint import Checkpoints
   from kexue.training.loop import fit
 
-  assert jax.device_count() == 4 and jax.local_device_count() == 2
+  assert jax.device_count() == 2 * jax.local_device_count() == 2 * int(local)
   loss = lambda w, v, x, key: (jnp.mean((x @ w - 1) ** 2), (v, {}))
   optimizer = optax.sgd(0.1)
   run = parallelize(make_step(loss, optimizer), how)
@@ -37,14 +37,25 @@ SCRIPT = textwrap.dedent("""
 """)
 
 
-@pytest.mark.parametrize('how', ['pmap', 'shard_map', 'jit'])
-def test_two_processes_equal_numpy(tmp_path, how):
+@pytest.mark.parametrize(
+  'how, local', [('pmap', 1), ('pmap', 2), ('shard_map', 2), ('jit', 1)]
+)
+def test_two_processes_equal_numpy(tmp_path, how, local):
   with socket.socket() as s:
     s.bind(('localhost', 0))
     port = s.getsockname()[1]
   processes = [
     subprocess.Popen(
-      [sys.executable, '-c', SCRIPT, str(port), str(i), how, f'{tmp_path}/c'],
+      [
+        sys.executable,
+        '-c',
+        SCRIPT,
+        str(port),
+        str(i),
+        how,
+        str(local),
+        f'{tmp_path}/c',
+      ],
       stdout=subprocess.PIPE,
       stderr=subprocess.STDOUT,
       text=True,
