@@ -147,41 +147,13 @@ def parallelize(
       how,
       'shard_map or jit for a mesh of several axes or a sharded state',
     )
-  axis_name = mesh.axis_names
-  if len(axis_name) == 1:
-    (axis_name,) = axis_name
-  batch_spec = P(None, mesh.axis_names)
-
-  def scan(axis_name, state, batches, key):
-    def body(state, batch):
-      key_now = jax.random.fold_in(key, state.step)
-      return step(state, batch, key_now, axis_name=axis_name)
-
-    return lax.scan(body, state, batches)
-
   if how == 'pmap':
-    program = jax.pmap(
-      functools.partial(scan, axis_name),
-      axis_name,
-      in_axes=(None, 0, None),
-      out_axes=None,
-      devices=list(mesh.devices.flat),
-      donate_argnums=0,
-    )
-    if jax.process_count() > 1:
-      program = _with_global_state(program, mesh)
+    program = _pmap(step, mesh)
     place = functools.partial(_rows_for_pmap, mesh)
   else:
-    function = functools.partial(scan, None)
-    if how == 'shard_map':
-      function = jax.shard_map(
-        functools.partial(scan, axis_name),
-        mesh=mesh,
-        in_specs=(state_spec, batch_spec, P()),
-        out_specs=(state_spec, P()),
-      )
-    program = jax.jit(function, donate_argnums=0)
-    place = lambda x: _put(x, NamedSharding(mesh, batch_spec))
+    program = _jit(step, mesh, state_spec if how == 'shard_map' else None)
+    split = NamedSharding(mesh, P(None, mesh.axis_names))
+    place = lambda x: _put(x, split)
   shardings = jax.tree.map(
     lambda spec: NamedSharding(mesh, spec),
     state_spec,
@@ -203,6 +175,48 @@ def parallelize(
 
   run.place = place_state
   return run
+
+
+def _scan(step, axis_name, state, batches, key):
+  """All steps of one program on one device."""
+
+  def body(state, batch):
+    key_now = jax.random.fold_in(key, state.step)
+    return step(state, batch, key_now, axis_name=axis_name)
+
+  return lax.scan(body, state, batches)
+
+
+def _pmap(step: Callable[..., Any], mesh: Mesh) -> Callable[..., Any]:
+  """State and key go to all devices as they are, and come back so."""
+  (axis_name,) = mesh.axis_names
+  program = jax.pmap(
+    functools.partial(_scan, step, axis_name),
+    axis_name,
+    in_axes=(None, 0, None),
+    out_axes=None,
+    devices=list(mesh.devices.flat),
+    donate_argnums=0,
+  )
+  if jax.process_count() > 1:
+    return _with_global_state(program, mesh)
+  return program
+
+
+def _jit(
+  step: Callable[..., Any], mesh: Mesh, state_spec: Any | None
+) -> Callable[..., Any]:
+  """Split by the compiler, or by `shard_map` if there is a state spec."""
+  if state_spec is None:
+    return jax.jit(functools.partial(_scan, step, None), donate_argnums=0)
+  names = mesh.axis_names
+  mapped = jax.shard_map(
+    functools.partial(_scan, step, names[0] if len(names) == 1 else names),
+    mesh=mesh,
+    in_specs=(state_spec, P(None, names), P()),
+    out_specs=(state_spec, P()),
+  )
+  return jax.jit(mapped, donate_argnums=0)
 
 
 def _put(x: np.ndarray, sharding: NamedSharding) -> jax.Array:
