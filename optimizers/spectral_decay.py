@@ -63,6 +63,17 @@ def _power_iteration(w: jax.Array, v: jax.Array, iterations: int) -> jax.Array:
   return jax.lax.fori_loop(0, iterations, turn, v)
 
 
+def _top_vector(w: jax.Array, key: jax.Array, iterations: int) -> jax.Array:
+  """Top right singular vectors [..., n], from a random start."""
+  v = _unit(jax.random.normal(key, w.shape[:-2] + w.shape[-1:], w.dtype))
+  return _power_iteration(w, v, iterations)
+
+
+def _rank_one(w: jax.Array, v: jax.Array) -> jax.Array:
+  """W v v^T, which is sigma_1 u_1 v_1^T at the top vector."""
+  return jnp.einsum('...mn,...n->...m', w, v)[..., None] * v[..., None, :]
+
+
 def _wide(w: ArrayLike) -> jax.Array:
   w = jnp.asarray(w)
   return w.astype(jnp.promote_types(w.dtype, jnp.float32))
@@ -95,8 +106,7 @@ def spectral_norm(
   w = _wide(w)
   require_rank('w', w, 2, at_least=True)
   require(iterations >= 1, 'iterations', iterations, '1 or more')
-  v = _unit(jax.random.normal(key, w.shape[:-2] + w.shape[-1:], w.dtype))
-  v = _power_iteration(w, v, iterations)
+  v = _top_vector(w, key, iterations)
   size = jnp.max(jnp.abs(w), axis=(-2, -1))  # Squares must not overflow.
   size = jnp.where(size > 0, size, 1)
   stretched = jnp.einsum('...mn,...n->...m', w / size[..., None, None], v)
@@ -270,14 +280,9 @@ def add_spectral_decay(
     flat, _, _ = matrices_of(params)
     v = ()
     if order is None:
-      keys = [jax.random.fold_in(key, i) for i in range(len(flat))]
-      starts = [
-        _unit(jax.random.normal(k, (len(w), w.shape[-1]), w.dtype))
-        for w, k in zip(flat, keys, strict=True)
-      ]
       v = [
-        _power_iteration(w, s, _START)
-        for w, s in zip(flat, starts, strict=True)
+        _top_vector(w, jax.random.fold_in(key, i), _START)
+        for i, w in enumerate(flat)
       ]
       v = jax.tree.unflatten(jax.tree.structure(params), v)
     return SpectralDecayState(jnp.zeros([], jnp.int32), v)
@@ -292,10 +297,7 @@ def add_spectral_decay(
         _power_iteration(w, old, power_iterations)
         for w, old in zip(flat, jax.tree.leaves(v), strict=True)
       ]
-      decay = [
-        jnp.einsum('bmn,bn->bm', w, t)[..., None] * t[:, None, :]
-        for w, t in zip(flat, turned, strict=True)
-      ]
+      decay = list(map(_rank_one, flat, turned))
       v = jax.tree.unflatten(jax.tree.structure(v), turned)
     else:
       decay = [schatten_gradient(w, order) for w in flat]
