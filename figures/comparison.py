@@ -32,6 +32,43 @@ def select(runs: dict[str, list[Row]], **wanted: Any) -> list[list[Row]]:
   ]
 
 
+def grid(runs: dict[str, list[Row]], **wanted: Any) -> list[tuple]:
+  """Pairs of learning rate and final loss of the first seed, ascending.
+
+  >>> ends = {'a': [{'seed': 0, 'learning_rate': 0.1, 'val_loss': 2.0}]}
+  >>> grid(ends)
+  [(0.1, 2.0)]
+  """
+  ends = [rows[-1] for rows in select(runs, seed=0, **wanted)]
+  return sorted((row['learning_rate'], row['val_loss']) for row in ends)
+
+
+def tuned(runs: dict[str, list[Row]], **wanted: Any) -> list[list[Row]]:
+  """All seeds at the learning rate that was best for the first.
+
+  Args:
+    runs: of `by_run`.
+    **wanted: columns that single out one contestant.
+
+  Returns:
+    Its finite, complete runs at that learning rate, the first seed first.
+
+  Raises:
+    ValueError: if there is none.
+  """
+  pairs = [p for p in grid(runs, **wanted) if np.isfinite(p[1])]
+  require(bool(pairs), 'records', f'none with {wanted}', 'a finite run')
+  rate = min(pairs, key=lambda pair: pair[1])[0]
+  found = select(runs, learning_rate=rate, **wanted)
+  steps = max(rows[-1]['step'] for rows in found)
+  whole = [
+    rows
+    for rows in found
+    if rows[-1]['step'] == steps and np.isfinite(rows[-1]['val_loss'])
+  ]
+  return sorted(whole, key=lambda rows: rows[0]['seed'])
+
+
 def crossing(x: Sequence[float], y: Sequence[float], target: float) -> float:
   """Where the curve through the points first comes down to `target`.
 

@@ -1,19 +1,23 @@
 """Sweeps of optimizers over a byte-level language model, for several figures.
 
 A `Task` is a model, its loss and its text; a `Sweep` is one optimizer on it,
-compiled once: learning rate, weight decay, length of the schedule and key are
-inputs of the program, so that a grid costs no compilation.
+compiled once: learning rate, weight decay, one more number, length of the
+schedule and key are inputs of the program, so that a grid costs no compilation.
+A `Session` is one launch of a figure: where its runs are recorded.
 """
 
+import contextlib
+import dataclasses
 import math
 import pathlib
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import optax
 
+from ..checks import require
 from ..models.transformer import (
   Transformer,
   TransformerConfig,
@@ -23,11 +27,118 @@ from ..optimizers.matrices import numbers_by_path, to_matrices
 from ..training import init_state, make_step, parallelize
 from ..training.batches import token_batches, token_windows
 from ..training.checkpoint import Checkpoints
-from ..training.data import Dataset
-from ..training.loop import NonFiniteLoss, StopSignal, fit
+from ..training.data import Dataset, load
+from ..training.loop import NonFiniteLoss, StopSignal, fit, stop_on_signal
 from ..training.progress import Progress
 from ..training.records import Records, Row
 from ..training.schedules import schedule
+
+
+@dataclasses.dataclass
+class TaskConfig:
+  """What figures of one model have in common; they inherit and add to it.
+
+  Args:
+    dataset: a text of `training.data`.
+    width: of the model, a multiple of 32; the head width is 32.
+    layers: of the model.
+    length: tokens in a sequence.
+    batch_size: sequences in a step.
+    steps: training steps of a run.
+    learning_rates: the grid over which every contestant is tuned.
+    weight_decay: decoupled, where the figure does not vary it.
+    seeds: runs at each optimum.
+    log_points: evaluations in a run.
+    validation_windows: sequences of the validation loss.
+  """
+
+  dataset: str = 'kjv'
+  width: int = 32
+  layers: int = 2
+  length: int = 64
+  batch_size: int = 32
+  steps: int = 200
+  learning_rates: tuple[float, ...] = (0.016, 0.032, 0.064, 0.128)
+  weight_decay: float = 0.1
+  seeds: int = 1
+  log_points: int = 20
+  validation_windows: int = 256
+
+  def check(self, data_dir: str | None = None) -> None:
+    """Raises `ValueError` for what could not run, before anything does."""
+    self.require_every('learning_rates', lambda x: x > 0, 'positive numbers')
+    self.require_every('weight_decay', lambda x: x >= 0, '0 or more')
+    self.require_every('log_points', lambda x: x >= 2, '2 or more')
+    enough = f'at least the {self.log_points} log points'
+    self.require_every('steps', lambda x: x >= self.log_points, enough)
+    for name in ('seeds', 'length', 'validation_windows', 'batch_size'):
+      self.require_every(name, lambda x: x >= 1, '1 or more')
+    devices = jax.device_count()
+    split = f'a multiple of the {devices} devices'
+    self.require_every('batch_size', lambda x: x % devices == 0, split)
+    _ = self.sizes
+    load(self.dataset, data_dir=data_dir)
+
+  def require_every(
+    self, name: str, good: Callable[[Any], bool], expected: str
+  ) -> None:
+    """Refuses a field, or a tuple of which one entry is not good."""
+    value = getattr(self, name)
+    values = value if isinstance(value, tuple) else (value,)
+    fine = len(values) > 0 and all(map(good, values))
+    require(fine, f'config.{name}', value, expected)
+
+  @property
+  def sizes(self) -> TransformerConfig:
+    """The model: heads of 32."""
+    return TransformerConfig(
+      layers=self.layers,
+      width=self.width,
+      heads=max(1, self.width // 32),
+      scan_layers=False,
+    )
+
+  def task(self, data_dir: str | None = None) -> 'Task':
+    """The model on its text."""
+    return Task(
+      self.sizes,
+      load(self.dataset, data_dir=data_dir),
+      length=self.length,
+      batch_size=self.batch_size,
+      validation_windows=self.validation_windows,
+    )
+
+
+class Session(NamedTuple):
+  """One launch of a figure.
+
+  Attributes:
+    records: where rows go; what is complete there is not trained again.
+    progress: counts steps.
+    stop: whether a signal asked the figure to stop.
+    workdir: where a run is checkpointed when one did.
+    key: of the figure.
+  """
+
+  records: Records
+  progress: Progress
+  stop: StopSignal
+  workdir: str
+  key: jax.Array
+
+
+@contextlib.contextmanager
+def session(
+  workdir: str, key: jax.Array, total_steps: int
+) -> Iterator[Session]:
+  """Opens records and progress bar, and turns signals into requests."""
+  write = jax.process_index() == 0
+  with (
+    contextlib.closing(Records(workdir, write=write)) as records,
+    contextlib.closing(Progress(total_steps, show=write)) as progress,
+    stop_on_signal() as stop,
+  ):
+    yield Session(records, progress, stop, workdir, key)
 
 
 class Task:
@@ -104,83 +215,91 @@ class Task:
 class Sweep:
   """One optimizer on a task, over learning rates, decays, seeds and lengths.
 
-  The schedule is a cosine to zero after a tenth of warmup.
+  The schedule is a cosine to zero after the warmup.
 
   Args:
     task: what is trained.
-    make: `make(schedule, weight_decay)` -> an optax transformation.
+    make: `make(schedule, weight_decay)` -> an optax transformation, or
+      `make(schedule, weight_decay, setting)` if something varies.
     name: of the optimizer, in the records.
     steps: steps of a run with the whole budget.
     log_every: steps between two records.
     parallel: see `parallelize`.
+    varies: name of a further number of the optimizer that runs may set, such as
+      its momentum; a column of the rows.
+    kind: of the schedule, see `training.schedules`.
+    warmup: fraction of the steps.
+    measure: `measure(state)` -> scalars, further columns of every row.
     tags: further columns of every row.
   """
 
   def __init__(
     self,
     task: Task,
-    make: Callable[[optax.Schedule, Any], optax.GradientTransformation],
+    make: Callable[..., optax.GradientTransformation],
     name: str,
     *,
     steps: int,
     log_every: int,
     parallel: str,
+    varies: str | None = None,
+    kind: str = 'cosine',
+    warmup: float = 0.1,
+    measure: Callable[[Any], dict[str, jax.Array]] | None = None,
     tags: dict[str, Any] | None = None,
   ):
     self._task, self._name, self._tags = task, name, tags or {}
     self._steps, self._log_every = steps, log_every
-    shape = schedule('cosine', steps=steps, warmup=steps // 10)
+    self._varies = varies
+    self._measure = jax.jit(measure or (lambda state: {}))
+    shape = schedule(kind, steps=steps, warmup=round(steps * warmup))
 
     @optax.inject_hyperparams
-    def optimizer(learning_rate, weight_decay, budget):
-      inner = make(lambda count: shape(count / budget), weight_decay)
+    def optimizer(learning_rate, weight_decay, budget, setting):
+      rate = lambda count: shape(count / budget)
+      inner = make(rate, weight_decay, *([setting] if varies else []))
       return optax.chain(inner, optax.scale(learning_rate))
 
     self._optimizer = optimizer
-    step = make_step(task.loss, optimizer(1.0, 0.0, 1.0))
+    step = make_step(task.loss, optimizer(1.0, 0.0, 1.0, 0.0))
     self._program = parallelize(step, parallel)
 
   def train(
     self,
-    records: Records,
-    progress: Progress,
-    stop: StopSignal,
-    workdir: str,
-    key: jax.Array,
+    session: Session,
     *,
     learning_rate: float,
     weight_decay: float,
     seed: int = 0,
     budget: float = 1.0,
+    setting: float | None = None,
   ) -> Row:
     """One run, or what an earlier launch recorded of it.
 
     Args:
-      records: where its rows go; a run that is complete there is not repeated.
-      progress: counts its steps.
-      stop: whether a signal asked the figure to stop.
-      workdir: where it is checkpointed when a signal stops it.
-      key: key of the figure. Runs with the same seed share their start and
+      session: the launch. Runs with the same seed share their start and
         batches, whatever the optimizer.
       learning_rate: peak of the schedule.
       weight_decay: decoupled weight decay.
       seed: number of the repetition.
       budget: fraction of the steps, with the schedule shrunk to it.
+      setting: of what the sweep `varies`.
 
     Returns:
       Its last row; `val_loss` is infinite if it diverged.
     """
+    require(
+      (setting is None) == (self._varies is None),
+      'setting',
+      setting,
+      f'a number if and only if something varies, here {self._varies}',
+    )
     task, steps = self._task, round(self._steps * budget)
     width = task.sizes.width
     label = (
       f'{self._name}-d{width}-lr{learning_rate:g}-wd{weight_decay:g}'
       f'-b{budget:g}-s{seed}'
     )
-    rows = records.of(label)
-    if rows and rows[-1]['step'] == steps:
-      progress.skip(steps)
-      return rows[-1]
-    key = jax.random.fold_in(jax.random.fold_in(key, width), seed)
     tags = {
       'optimizer': self._name,
       'width': width,
@@ -191,8 +310,21 @@ class Sweep:
       'step_flops': task.step_flops,
       **self._tags,
     }
-    checkpoints = Checkpoints(pathlib.Path(workdir) / 'checkpoints' / label)
-    optimizer = self._optimizer(learning_rate, weight_decay, budget)
+    if self._varies:
+      label += f'-{self._varies}{setting:g}'
+      tags[self._varies] = setting
+    records, progress = session.records, session.progress
+    rows = records.of(label)
+    if rows and rows[-1]['step'] == steps:
+      progress.skip(steps)
+      return rows[-1]
+    key = jax.random.fold_in(jax.random.fold_in(session.key, width), seed)
+    checkpoints = Checkpoints(
+      pathlib.Path(session.workdir) / 'checkpoints' / label
+    )
+    optimizer = self._optimizer(
+      learning_rate, weight_decay, budget, setting or 0.0
+    )
     try:
       fit(
         self._program,
@@ -203,12 +335,12 @@ class Sweep:
         log_every=self._log_every,
         label=label,
         tags=tags,
-        evaluate=task.evaluate,
+        evaluate=lambda state: task.evaluate(state) | self._measure(state),
         records=records,
         checkpoints=checkpoints,
         checkpoint_last=False,
         progress=progress,
-        stop=stop,
+        stop=session.stop,
       )
     except NonFiniteLoss as error:  # A result, at large learning rates.
       progress.note(f'{label}: {error}')
@@ -218,3 +350,32 @@ class Sweep:
       records.add({'run': label, 'step': steps, **tags, **lost})
     checkpoints.delete()
     return records.of(label)[-1]
+
+  def tune(
+    self,
+    session: Session,
+    learning_rates: Sequence[float],
+    *,
+    seeds: int = 1,
+    **settings: Any,
+  ) -> Row:
+    """Every learning rate with the first seed, the others at the best.
+
+    Args:
+      session: the launch.
+      learning_rates: the grid.
+      seeds: runs at the optimum.
+      **settings: of `train`.
+
+    Returns:
+      The last row of the best run of the first seed.
+    """
+    runs = [
+      self.train(session, learning_rate=rate, **settings)
+      for rate in learning_rates
+    ]
+    best = min(runs, key=lambda row: row['val_loss'])
+    for seed in range(1, seeds):
+      rate = best['learning_rate']
+      self.train(session, learning_rate=rate, seed=seed, **settings)
+    return best

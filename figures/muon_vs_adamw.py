@@ -18,7 +18,6 @@ Expected: 0.5 to 0.7 of the steps. Cost on two CPU cores: quick 2.5 minutes,
 full 27 minutes.
 """
 
-import contextlib
 import dataclasses
 import functools
 import itertools
@@ -31,11 +30,8 @@ from ..checks import require
 from ..models.transformer import TransformerConfig
 from ..optimizers import muon
 from ..training.data import load
-from ..training.loop import stop_on_signal
-from ..training.progress import Progress
-from ..training.records import Records
 from .comparison import by_run, crossing, power_law, select, spread
-from .language_model import Sweep, Task
+from .language_model import Sweep, Task, session
 from .panels import STYLES, band, bowl, scaling, whiskers
 
 MOSAIC = [['curves', 'grid'], ['ratio', 'law']]
@@ -138,17 +134,12 @@ def run(
   """Trains the sweep and returns a row for each log point of each run."""
   c = config
   text = load(c.dataset, data_dir=data_dir)
-  write = jax.process_index() == 0
-  with (
-    contextlib.closing(Records(workdir, write=write)) as records,
-    contextlib.closing(Progress(_total_steps(c), show=write)) as progress,
-    stop_on_signal() as stop,
-  ):
-    _train_all(c, text, records, progress, stop, workdir, key, parallel)
-  return records.rows
+  with session(workdir, key, _total_steps(c)) as launch:
+    _train_all(c, text, launch, parallel)
+  return launch.records.rows
 
 
-def _train_all(c, text, records, progress, stop, workdir, key, parallel):
+def _train_all(c, text, launch, parallel):
   """Tuning, then seeds and budgets at the optimum, width by width."""
   decays = {}
   for width, steps in sorted(zip(c.widths, c.steps, strict=True)):
@@ -169,9 +160,7 @@ def _train_all(c, text, records, progress, stop, workdir, key, parallel):
         parallel=parallel,
         tags={'optimizer_flops': task.newton_schulz_flops() * (name == 'muon')},
       )
-      train = functools.partial(
-        sweep.train, records, progress, stop, workdir, key
-      )
+      train = functools.partial(sweep.train, launch)
       # Tuned at the smallest width, which comes first; kept afterwards.
       tried = decays.get(name, c.weight_decays)
       best = _best(

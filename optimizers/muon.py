@@ -46,6 +46,13 @@ _STRATEGIES = ('auto', 'loop', 'batched')
 AxisName = str | tuple[str, ...]
 
 
+def _scale(scale: str | float, fan_in: int, fan_out: int) -> float:
+  """The factor of a matrix; a number is the RMS aimed at."""
+  if isinstance(scale, str):
+    return _SCALES[scale](fan_in, fan_out)
+  return scale * math.sqrt(max(fan_in, fan_out))
+
+
 class MuonState(NamedTuple):
   """State of `scale_by_muon`: steps taken, and the momentum of each leaf."""
 
@@ -109,7 +116,7 @@ def scale_by_muon(
   nesterov: bool = True,
   coefficients: str | Coefficients = 'keller',
   steps: int = 5,
-  scale: str = 'moonlight',
+  scale: str | float = 'moonlight',
   dimension_numbers: DimensionNumbers | None = None,
   ns_dtype: jax.typing.DTypeLike | None = None,
   mu_dtype: jax.typing.DTypeLike | None = None,
@@ -135,7 +142,8 @@ def scale_by_muon(
     scale: `s(W)` from the flattened matrix: "none" 1, "keller"
       sqrt(max(1, out / in)), "mup" sqrt(out / in), "moonlight"
       0.2 sqrt(max(in, out)), which gives the update AdamW's usual size, so that
-      AdamW's learning rate and decay carry over.
+      AdamW's learning rate and decay carry over. A number `r` stands for
+      r sqrt(max(in, out)), an update of that RMS.
     dimension_numbers: pytree of `optax.contrib.MuonDimensionNumbers`, or a
       function from the parameters to it; axes that are neither reduction nor
       output are a batch. `None`: every leaf must be a matrix [in, out].
@@ -166,7 +174,8 @@ def scale_by_muon(
     Liu et al., `Muon is Scalable for LLM Training
     <https://arxiv.org/abs/2502.16982>`_, 2025, equation 4.
   """
-  require_one_of('scale', scale, [*_SCALES])
+  if isinstance(scale, str):
+    require_one_of('scale', scale, [*_SCALES])
   require_one_of('strategy', strategy, _STRATEGIES)
   if isinstance(momentum, int | float):
     require(0 <= momentum < 1, 'momentum', momentum, 'a number in [0, 1)')
@@ -202,9 +211,7 @@ def scale_by_muon(
     msign = lambda x: newton_schulz(x, coefficients=coefficients, steps=steps)
     signs = _orthogonalize(matrices, msign, strategy, axis_name)
     scaled = [
-      from_matrices(
-        _SCALES[scale](*o.shape[1:]) * o.astype(g.dtype), g.shape, n
-      )
+      from_matrices(_scale(scale, *o.shape[1:]) * o.astype(g.dtype), g.shape, n)
       for o, g, n in zip(signs, leaves, numbers, strict=True)
     ]
     mu = jax.tree.map(lambda m, old: m.astype(old.dtype), mu, state.momentum)
@@ -220,7 +227,7 @@ def muon(
   nesterov: bool = True,
   coefficients: str | Coefficients = 'keller',
   steps: int = 5,
-  scale: str = 'moonlight',
+  scale: str | float = 'moonlight',
   weight_decay: float = 0.0,
   mask: Any | None = None,
   adamw_learning_rate: optax.ScalarOrSchedule | None = None,

@@ -6,9 +6,11 @@ import pytest
 from kexue.figures.comparison import (
   by_run,
   crossing,
+  grid,
   power_law,
   select,
   spread,
+  tuned,
 )
 
 
@@ -53,3 +55,22 @@ def test_rows_by_run():
   assert select(runs, width=64) == [[rows[1]]]
   assert select(runs, width=32, seed=0) == []
   assert spread([1.0, 2.0, 6.0]) == {'mean': 3.0, 'min': 1.0, 'max': 6.0}
+
+
+def test_the_tuned_runs_are_all_seeds_at_the_best_rate_of_the_first():
+  def run(rate, seed, loss, step=9):
+    row = {'learning_rate': rate, 'seed': seed, 'optimizer': 'a'}
+    return [{**row, 'step': step, 'val_loss': loss}]
+
+  runs = {
+    'p': run(0.1, 0, 2.0),
+    'q': run(0.2, 0, 1.0),
+    'r': run(0.4, 0, np.inf),
+    's': run(0.2, 1, 3.0),
+    't': run(0.2, 2, 3.0, step=4),  # Not whole.
+    'u': run(0.2, 3, np.inf),
+  }
+  assert grid(runs) == [(0.1, 2.0), (0.2, 1.0), (0.4, np.inf)]
+  assert tuned(runs, optimizer='a') == [runs['q'], runs['s']]
+  with pytest.raises(ValueError, match="none with {'optimizer': 'b'}"):
+    tuned(runs, optimizer='b')

@@ -5,7 +5,7 @@ import numpy as np
 import optax
 import pytest
 
-from kexue.figures.language_model import Sweep, Task
+from kexue.figures.language_model import Session, Sweep, Task, TaskConfig
 from kexue.models import TransformerConfig
 from kexue.optimizers import muon
 from kexue.training.data import Dataset
@@ -28,8 +28,16 @@ def task():
   )
 
 
-def sweep(task, make, name, steps=8):
-  return Sweep(task, make, name, steps=steps, log_every=2, parallel='jit')
+def sweep(task, make, name, steps=8, **options):
+  return Sweep(
+    task, make, name, steps=steps, log_every=2, parallel='jit', **options
+  )
+
+
+def launch(workdir, stop=None):
+  records = Records(workdir, tensorboard=False)
+  progress = Progress(1, show=False)
+  return Session(records, progress, stop or StopSignal(), workdir, KEY)
 
 
 def test_grid_seeds_and_budgets(task, tmp_path):
@@ -39,12 +47,10 @@ def test_grid_seeds_and_budgets(task, tmp_path):
     traced.append(1)
     return optax.adamw(rate, weight_decay=decay)
 
-  records = Records(tmp_path, tensorboard=False)
-  progress = Progress(1, show=False)
+  session = launch(tmp_path)
+  records = session.records
   s = sweep(task, make, 'adamw')
-  train = lambda **kw: s.train(
-    records, progress, StopSignal(), tmp_path, KEY, **kw
-  )
+  train = lambda **kw: s.train(session, **kw)
   train(learning_rate=0.01, weight_decay=0.0)
   before = len(traced)
   low = train(learning_rate=0.001, weight_decay=0.1)
@@ -63,18 +69,10 @@ def test_contestants_start_alike_and_see_the_same_batches(task, tmp_path):
   still = lambda rate, decay: optax.sgd(0.0)
   rows = []
   for name in ('a', 'b'):
-    records = Records(tmp_path / name, tensorboard=False)
+    session = launch(tmp_path / name)
     s = sweep(task, still, name, steps=4)
-    s.train(
-      records,
-      Progress(1, show=False),
-      StopSignal(),
-      tmp_path,
-      KEY,
-      learning_rate=1.0,
-      weight_decay=0.0,
-    )
-    rows.append([(r['loss'], r['val_loss']) for r in records.rows])
+    s.train(session, learning_rate=1.0, weight_decay=0.0)
+    rows.append([(r['loss'], r['val_loss']) for r in session.records.rows])
   assert rows[0] == rows[1]
 
 
@@ -90,23 +88,16 @@ def test_the_schedule_ends_at_zero_whatever_the_budget(task):
   s = sweep(task, make, 'x', steps=20)
   for budget in (1.0, 0.5):
     rates.clear()
-    s._optimizer(1.0, 0.0, budget).init({'w': np.ones(2)})
+    s._optimizer(1.0, 0.0, budget, 0.0).init({'w': np.ones(2)})
     rate = rates['rate']
     assert float(rate(20 * budget)) == pytest.approx(0.0, abs=1e-6)
     assert float(rate(2 * budget)) == pytest.approx(1.0)
 
 
 def test_divergence_is_recorded_as_an_infinite_loss(task, tmp_path):
-  records = Records(tmp_path, tensorboard=False)
   explode = lambda rate, decay: optax.scale(float('nan'))
   row = sweep(task, explode, 'nan').train(
-    records,
-    Progress(1, show=False),
-    StopSignal(),
-    tmp_path,
-    KEY,
-    learning_rate=1.0,
-    weight_decay=0.0,
+    launch(tmp_path), learning_rate=1.0, weight_decay=0.0
   )
   assert row['val_loss'] == float('inf') and row['step'] == 8
 
@@ -125,13 +116,7 @@ def test_muon_trains_in_a_sweep(task, tmp_path):
     rate, weight_decay=decay, dimension_numbers=task.model.dimension_numbers
   )
   row = sweep(task, make, 'muon', steps=30).train(
-    Records(tmp_path, tensorboard=False),
-    Progress(1, show=False),
-    StopSignal(),
-    tmp_path,
-    KEY,
-    learning_rate=0.05,
-    weight_decay=0.1,
+    launch(tmp_path), learning_rate=0.05, weight_decay=0.1
   )
   assert row['val_loss'] < np.log(8) + 0.3  # Eight letters, no structure.
 
@@ -142,19 +127,63 @@ def test_a_request_to_stop_during_the_last_chunk_is_not_lost(task, tmp_path):
   s = Sweep(
     task, lambda r, d: optax.sgd(r), 'x', steps=2, log_every=2, parallel='jit'
   )
-  records = Records(tmp_path, tensorboard=False)
   train = lambda stop: s.train(
-    records,
-    Progress(1, show=False),
-    stop,
-    tmp_path,
-    KEY,
-    learning_rate=0.1,
-    weight_decay=0.0,
+    launch(tmp_path, stop), learning_rate=0.1, weight_decay=0.0
   )
   with pytest.raises(Interrupted):
     train(stop)
-  assert records.rows[-1]['step'] == 2  # Recorded all the same,
-  count = len(records.rows)
+  rows = Records(tmp_path, tensorboard=False).rows
+  assert rows[-1]['step'] == 2  # Recorded all the same,
   train(StopSignal())
-  assert len(records.rows) == count  # and not repeated.
+  after = Records(tmp_path, tensorboard=False).rows
+  assert len(after) == len(rows)  # and not repeated.
+
+
+def test_a_further_number_varies_without_a_new_program(task, tmp_path):
+  traced = []
+
+  def make(rate, decay, momentum):
+    traced.append(1)
+    return optax.sgd(rate, momentum=momentum)
+
+  session = launch(tmp_path)
+  size = lambda state: {'norm': optax.tree.norm(state.params)}
+  s = sweep(task, make, 'sgd', varies='momentum', measure=size, warmup=0.0)
+  train = lambda m: s.train(
+    session, learning_rate=0.1, weight_decay=0.0, setting=m
+  )
+  plain, before = train(0.0), len(traced)
+  heavy = train(0.9)
+  assert len(traced) - before <= 2  # Only `init` made it again.
+  assert plain['momentum'] == 0.0 and heavy['momentum'] == 0.9
+  assert plain['norm'] != heavy['norm']
+  with pytest.raises(ValueError, match='setting: got None'):
+    s.train(session, learning_rate=0.1, weight_decay=0.0)
+
+
+def test_tuning_repeats_the_best_rate_only(task, tmp_path):
+  session = launch(tmp_path)
+  s = sweep(task, lambda rate, decay: optax.sgd(rate), 'sgd')
+  best = s.tune(session, [1e-5, 0.5], seeds=2, weight_decay=0.0)
+  assert best['learning_rate'] == 0.5
+  ends = {(r['learning_rate'], r['seed']) for r in session.records.rows}
+  assert ends == {(1e-5, 0), (0.5, 0), (0.5, 1)}
+
+
+@pytest.mark.parametrize(
+  'change, message',
+  [
+    (dict(learning_rates=(0.1, 0.0)), 'config.learning_rates'),
+    (dict(weight_decay=-1.0), 'config.weight_decay: got -1.0'),
+    (dict(steps=10), 'config.steps: got 10, expected at least the 20 log'),
+    (dict(log_points=1), 'config.log_points'),
+    (dict(seeds=0), 'config.seeds'),
+    (dict(batch_size=12), 'config.batch_size: got 12, expected a multiple'),
+    (dict(width=33), 'width: got 33'),
+    (dict(dataset='nothing'), "name: got 'nothing'"),
+  ],
+)
+def test_a_config_that_cannot_run_is_refused(change, message):
+  TaskConfig().check()
+  with pytest.raises(ValueError, match=message):
+    TaskConfig(**change).check()
