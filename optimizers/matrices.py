@@ -3,13 +3,24 @@
 A weight of any rank is read as a batch of matrices `[batch, in, out]` by
 `optax.contrib.MuonDimensionNumbers(reduction_axis, output_axis)`; the axes that
 it does not name are the batch. Used by every transform that acts on matrices.
+
+| kernel | numbers | read as |
+|---|---|---|
+| dense [in, out] | (0, 1), the default | one matrix |
+| layers of `nn.scan` or experts [L, in, out] | (1, 2) | L matrices |
+| convolution [h, w, in, out] | ((0, 1, 2), 3) | one [h w in, out] |
+| heads together [D, H, K] | (0, (1, 2)) | one [D, H K] |
+| heads apart [D, H, K] | (0, 2) | H of [D, K] |
+| query, key, value [D, 3, H, K] | (0, (2, 3)) | three of [D, H K] |
+| the same of unequal widths [D, Q + 2 K] | `FusedDimensionNumbers` | three |
+| depthwise convolution, bias, gain | `None` | AdamW's |
 """
 
 import math
 import re
 import warnings
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -18,8 +29,31 @@ from optax.contrib import MuonDimensionNumbers
 
 from ..checks import require
 
-# A pytree whose leaves are MuonDimensionNumbers or None, or a function that
-# makes it from the parameters.
+
+class FusedDimensionNumbers(NamedTuple):
+  """Numbers of a kernel that holds several matrices side by side.
+
+  Queries, keys and values of grouped attention in one [D, Q + 2 K] kernel are
+  three maps and get three matrix signs and three scales:
+
+  >>> qkv = FusedDimensionNumbers(sizes=(64, 16, 16))
+  >>> [x.shape for x in split_fused(jnp.ones((1, 32, 96)), qkv)]
+  [(1, 32, 64), (1, 32, 16), (1, 32, 16)]
+
+  Attributes:
+    sizes: of the parts, along the flattened output.
+    reduction_axis: as in `optax.contrib.MuonDimensionNumbers`.
+    output_axis: likewise.
+  """
+
+  sizes: tuple[int, ...]
+  reduction_axis: int | tuple[int, ...] = 0
+  output_axis: int | tuple[int, ...] = 1
+
+
+Numbers = MuonDimensionNumbers | FusedDimensionNumbers
+# A pytree whose leaves are numbers or None, or a function that makes it from
+# the parameters.
 DimensionNumbers = Any | Callable[[Any], Any]
 
 # Names in a path of leaves that look like matrices and are none: tables of
@@ -32,10 +66,10 @@ _NOT_A_MATRIX = re.compile(
 
 def _is_numbers(x: Any) -> bool:
   """Tells leaves of a tree of dimension numbers (a NamedTuple is a tree)."""
-  return x is None or isinstance(x, MuonDimensionNumbers)
+  return x is None or isinstance(x, Numbers)
 
 
-def _names(path: tuple[Any, ...]) -> list[str]:
+def names_of_path(path: tuple[Any, ...]) -> list[str]:
   """The names in a path in snake case, whatever the container.
 
   haiku joins names with slashes, PyTorch's checkpoints with dots, and flax
@@ -48,7 +82,7 @@ def _names(path: tuple[Any, ...]) -> list[str]:
 
 
 def _order(
-  shape: tuple[int, ...], numbers: MuonDimensionNumbers
+  shape: tuple[int, ...], numbers: Numbers
 ) -> tuple[tuple[int, ...], int, int, int]:
   """Axes in the order (batch, in, out), and the size of each group."""
   ndim = len(shape)
@@ -72,10 +106,17 @@ def _order(
   )
   batch = tuple(a for a in range(ndim) if a not in used)
   size = lambda axes: math.prod(shape[a] for a in axes)
+  sizes = getattr(numbers, 'sizes', (size(fan_out),))
+  require(
+    sum(sizes) == size(fan_out) and all(s >= 1 for s in sizes),
+    'sizes',
+    sizes,
+    f'parts of the {size(fan_out)} outputs of a leaf of shape {shape}',
+  )
   return batch + used, size(batch), size(fan_in), size(fan_out)
 
 
-def to_matrices(x: jax.Array, numbers: MuonDimensionNumbers) -> jax.Array:
+def to_matrices(x: jax.Array, numbers: Numbers) -> jax.Array:
   """Moves and flattens the axes of `x` to [batch, in, out].
 
   A convolution [height, width, in, out] is one matrix:
@@ -89,7 +130,7 @@ def to_matrices(x: jax.Array, numbers: MuonDimensionNumbers) -> jax.Array:
 
 
 def from_matrices(
-  matrices: jax.Array, shape: tuple[int, ...], numbers: MuonDimensionNumbers
+  matrices: jax.Array, shape: tuple[int, ...], numbers: Numbers
 ) -> jax.Array:
   """Undoes `to_matrices` for a leaf of the given shape."""
   order, *_ = _order(shape, numbers)
@@ -97,9 +138,15 @@ def from_matrices(
   return moved.transpose(tuple(order.index(a) for a in range(len(shape))))
 
 
+def split_fused(matrices: jax.Array, numbers: Numbers) -> list[jax.Array]:
+  """The matrices side by side in [batch, in, out]; one if nothing is fused."""
+  sizes = getattr(numbers, 'sizes', matrices.shape[2:])
+  return jnp.split(matrices, np.cumsum(sizes)[:-1].tolist(), axis=2)
+
+
 def numbers_by_path(
   tree: Any, dimension_numbers: DimensionNumbers | None
-) -> dict[Any, MuonDimensionNumbers | None]:
+) -> dict[Any, Numbers | None]:
   """Dimension numbers by the path of their leaf; by default those of matrices.
 
   By path, because under `optax.partition` the leaves of the other labels are
@@ -117,7 +164,7 @@ def numbers_by_path(
 
 def numbers_of_leaves(
   tree: Any, dimension_numbers: DimensionNumbers | None
-) -> list[MuonDimensionNumbers]:
+) -> list[Numbers]:
   """Dimension numbers in the order of `jax.tree.leaves(tree)`.
 
   Raises:
@@ -151,8 +198,8 @@ def matrix_labels(
   Args:
     params: pytree of arrays.
     dimension_numbers: pytree with the structure of `params` whose leaves are
-      `optax.contrib.MuonDimensionNumbers` or `None`, or a function that makes
-      it from `params`.
+      `optax.contrib.MuonDimensionNumbers`, `FusedDimensionNumbers` or `None`,
+      or a function that makes it from `params`.
 
   Returns:
     Pytree of strings with the structure of `params`.
@@ -178,7 +225,7 @@ def matrix_labels(
         path in by_path, 'dimension_numbers', 'no entry', f'one for {name}'
       )
       return 'adamw' if by_path[path] is None else 'muon'
-    if any(map(_NOT_A_MATRIX.search, _names(path))):
+    if any(map(_NOT_A_MATRIX.search, names_of_path(path))):
       return 'adamw'
     shape = jnp.shape(leaf)
     if len(shape) > 2:

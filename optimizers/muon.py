@@ -8,6 +8,13 @@ as a batch of them, see `matrices.py`. One step, with :math:`G` the gradient, is
   N = \mu M + (1 - \mu) G, \quad
   W \leftarrow W - \eta \, (s(W) \, \mathrm{msign}(N) + \lambda W).
 
+Of the features that other implementations have, left out are NorMuon's second
+moments of the rows, vendor kernels for symmetric products (XLA has none), and
+`adaptive` of optax, which multiplies by the dual norm and so brings back the
+scale of the gradient. A learning rate or weight decay for single layers is
+`optax.partition` over several `muon`; Lion or any other optimizer for what is
+no matrix is `others`.
+
 References:
   Jordan et al., `Muon <https://kellerjordan.github.io/posts/muon/>`_, 2024;
   Su, `From vectors to matrices <https://kexue.fm/archives/10592>`_ and `Why we
@@ -16,6 +23,7 @@ References:
   <https://arxiv.org/abs/2502.16982>`_, 2025.
 """
 
+import itertools
 import math
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -23,17 +31,26 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import optax
-from jax import lax
+from jax.sharding import Mesh
 
 from ..checks import require, require_one_of
+from .cautious_decay import add_cautious_decay
 from .matrices import (
   DimensionNumbers,
   from_matrices,
   matrix_labels,
   numbers_of_leaves,
+  split_fused,
   to_matrices,
 )
-from .newton_schulz import Coefficients, newton_schulz, resolve_coefficients
+from .newton_schulz import (
+  PRECONDITIONING,
+  Coefficients,
+  divide_by_largest,
+  newton_schulz,
+  resolve_coefficients,
+)
+from .stacks import AxisName, check_strategy, map_matrices
 
 # Shape factors of the update, from the sizes after reshaping to a matrix.
 _SCALES: dict[str, Callable[[int, int], float]] = {
@@ -42,8 +59,6 @@ _SCALES: dict[str, Callable[[int, int], float]] = {
   'mup': lambda fan_in, fan_out: math.sqrt(fan_out / fan_in),
   'moonlight': lambda fan_in, fan_out: 0.2 * math.sqrt(max(fan_in, fan_out)),
 }
-_STRATEGIES = ('auto', 'loop', 'batched')
-AxisName = str | tuple[str, ...]
 
 
 def _scale(scale: str | float, fan_in: int, fan_out: int) -> float:
@@ -60,56 +75,6 @@ class MuonState(NamedTuple):
   momentum: optax.Updates
 
 
-def _loop(stack: jax.Array, msign: Callable) -> jax.Array:
-  """One matrix [m, n] of the stack [L, m, n] after the other."""
-  return msign(stack[0])[None] if len(stack) == 1 else lax.map(msign, stack)
-
-
-def _sharded(
-  stack: jax.Array, solve: Callable, axis_name: AxisName
-) -> jax.Array:
-  """Each device solves its share of whole matrices; one gather at the end."""
-  size, index = lax.axis_size(axis_name), lax.axis_index(axis_name)
-  share = -(-len(stack) // size)
-  padding = [(0, share * size - len(stack)), (0, 0), (0, 0)]
-  mine = lax.dynamic_slice_in_dim(jnp.pad(stack, padding), index * share, share)
-  # Gathered as one value on all devices, which `check_vma` can see.
-  whole = lax.all_gather(solve(mine), axis_name, tiled=True, to='invarying')
-  return whole[: len(stack)]
-
-
-def _orthogonalize(
-  matrices: list[jax.Array],
-  msign: Callable,
-  strategy: str,
-  axis_name: AxisName | None,
-) -> list[jax.Array]:
-  """Applies `msign` to lists of [batch, in, out], equal shapes together.
-
-  On CPU one GEMM fills the machine and batched ones are slower; on GPU and TPU
-  launches cost and equal shapes go in one batched product.
-  """
-  if strategy == 'auto':
-    strategy = 'loop' if jax.default_backend() == 'cpu' else 'batched'
-  solve = msign if strategy == 'batched' else lambda x: _loop(x, msign)
-  if axis_name is None and strategy == 'loop':
-    return [solve(x) for x in matrices]
-  by_shape: dict[Any, list[int]] = {}
-  for i, x in enumerate(matrices):
-    by_shape.setdefault((x.shape[1:], x.dtype), []).append(i)
-  result = list(matrices)
-  for members in by_shape.values():
-    stack = jnp.concatenate([matrices[i] for i in members])
-    stack = (
-      solve(stack) if axis_name is None else _sharded(stack, solve, axis_name)
-    )
-    start = 0
-    for i in members:
-      result[i] = stack[start : start + len(matrices[i])]
-      start += len(matrices[i])
-  return result
-
-
 def scale_by_muon(
   *,
   momentum: float = 0.95,
@@ -118,10 +83,14 @@ def scale_by_muon(
   steps: int = 5,
   scale: str | float = 'moonlight',
   dimension_numbers: DimensionNumbers | None = None,
+  msign: Callable[[jax.Array], jax.Array] | None = None,
+  preconditioning: str = 'frobenius',
   ns_dtype: jax.typing.DTypeLike | None = None,
   mu_dtype: jax.typing.DTypeLike | None = None,
   strategy: str = 'auto',
+  stack_size: int | None = None,
   axis_name: AxisName | None = None,
+  mesh: Mesh | None = None,
   bias_correction: bool = False,
 ) -> optax.GradientTransformation:
   r"""Replaces each gradient by its orthogonalised momentum.
@@ -144,15 +113,25 @@ def scale_by_muon(
       0.2 sqrt(max(in, out)), which gives the update AdamW's usual size, so that
       AdamW's learning rate and decay carry over. A number `r` stands for
       r sqrt(max(in, out)), an update of that RMS.
-    dimension_numbers: pytree of `optax.contrib.MuonDimensionNumbers`, or a
-      function from the parameters to it; axes that are neither reduction nor
-      output are a batch. `None`: every leaf must be a matrix [in, out].
+    dimension_numbers: pytree of `optax.contrib.MuonDimensionNumbers` or
+      `FusedDimensionNumbers`, or a function from the parameters to it; axes
+      that are neither reduction nor output are a batch: stacked layers,
+      experts, heads. See the table in `matrices.py`. `None`: every leaf must be
+      a matrix [in, out].
+    msign: function of [m, n] and [L, m, n] that keeps shapes, in place of
+      `newton_schulz` and all that is about it, such as `kexue.optimizers.msign`
+      by SVD.
+    preconditioning: start of `newton_schulz`.
     ns_dtype: dtype of the iterations; `None` that of the gradient.
     mu_dtype: dtype of the momentum; `None` that of the parameter.
     strategy: "loop" over matrices, "batched" over equal shapes, or "auto": loop
       on CPU, batched elsewhere.
+    stack_size: matrices worked on at a time, at most, which bounds memory;
+      `None`: eight.
     axis_name: mapped axis over which the matrices are shared out, whole ones to
       each device, and gathered once; the gradients must already be averaged.
+    mesh: under `jax.jit` instead of `pmap` or `shard_map`, the mesh that
+      `axis_name` is an axis of.
     bias_correction: divides the averages by :math:`1 - \mu^t`, as optax does.
 
   Returns:
@@ -176,10 +155,24 @@ def scale_by_muon(
   """
   if isinstance(scale, str):
     require_one_of('scale', scale, [*_SCALES])
-  require_one_of('strategy', strategy, _STRATEGIES)
+  require_one_of('preconditioning', preconditioning, PRECONDITIONING)
+  check_strategy(strategy, stack_size, axis_name, mesh)
   if isinstance(momentum, int | float):
     require(0 <= momentum < 1, 'momentum', momentum, 'a number in [0, 1)')
   resolve_coefficients(coefficients, steps)  # Refuses wrong ones at once.
+  if msign is None:
+    msign = lambda x: newton_schulz(
+      x,
+      coefficients=coefficients,
+      steps=steps,
+      preconditioning=preconditioning,
+    )
+
+  def matrices_of(leaf, numbers):
+    whole = to_matrices(leaf, numbers)
+    if ns_dtype is not None:  # Float16 holds neither 1e-20 nor 1e20.
+      whole = divide_by_largest(whole).astype(ns_dtype)
+    return split_fused(whole, numbers)
 
   def init(params):
     numbers_of_leaves(params, dimension_numbers)
@@ -204,16 +197,27 @@ def scale_by_muon(
 
     numbers = numbers_of_leaves(updates, dimension_numbers)
     leaves, treedef = jax.tree.flatten(updates)
-    matrices = [
-      to_matrices(a.astype(ns_dtype or g.dtype), n)
+    parts = [
+      matrices_of(a.astype(g.dtype), n)
       for a, g, n in zip(jax.tree.leaves(ahead), leaves, numbers, strict=True)
     ]
-    msign = lambda x: newton_schulz(x, coefficients=coefficients, steps=steps)
-    signs = _orthogonalize(matrices, msign, strategy, axis_name)
-    scaled = [
-      from_matrices(_scale(scale, *o.shape[1:]) * o.astype(g.dtype), g.shape, n)
-      for o, g, n in zip(signs, leaves, numbers, strict=True)
-    ]
+    signs = iter(
+      map_matrices(
+        msign,
+        [*itertools.chain(*parts)],
+        strategy=strategy,
+        stack_size=stack_size,
+        axis_name=axis_name,
+        mesh=mesh,
+      )
+    )
+    scaled = []
+    for g, n, part in zip(leaves, numbers, parts, strict=True):
+      mine = [
+        _scale(scale, *o.shape[1:]) * o.astype(g.dtype)
+        for o in itertools.islice(signs, len(part))
+      ]
+      scaled.append(from_matrices(jnp.concatenate(mine, 2), g.shape, n))
     mu = jax.tree.map(lambda m, old: m.astype(old.dtype), mu, state.momentum)
     return treedef.unflatten(scaled), MuonState(count, mu)
 
@@ -230,17 +234,25 @@ def muon(
   scale: str | float = 'moonlight',
   weight_decay: float = 0.0,
   mask: Any | None = None,
+  cautious: bool = False,
+  max_norm: float | None = None,
   adamw_learning_rate: optax.ScalarOrSchedule | None = None,
   adamw_b1: float = 0.9,
   adamw_b2: float = 0.95,
   adamw_eps: float = 1e-8,
+  adamw_eps_root: float = 0.0,
   adamw_weight_decay: float | None = None,
+  others: optax.GradientTransformation | None = None,
   labels: Any | None = None,
   dimension_numbers: DimensionNumbers | None = None,
+  msign: Callable[[jax.Array], jax.Array] | None = None,
+  preconditioning: str = 'frobenius',
   ns_dtype: jax.typing.DTypeLike | None = None,
   mu_dtype: jax.typing.DTypeLike | None = None,
   strategy: str = 'auto',
+  stack_size: int | None = None,
   axis_name: AxisName | None = None,
+  mesh: Mesh | None = None,
   bias_correction: bool = False,
 ) -> optax.GradientTransformation:
   r"""Muon for the matrices and AdamW for the rest, as one optimizer.
@@ -256,8 +268,7 @@ def muon(
 
   Args:
     learning_rate: float or schedule.
-    momentum: see `scale_by_muon`, like `nesterov`, `coefficients`, `steps`,
-      `scale`, `ns_dtype`, `strategy`, `axis_name` and `bias_correction`.
+    momentum: see `scale_by_muon`, like whatever is not explained here.
     nesterov: see `scale_by_muon`.
     coefficients: see `scale_by_muon`.
     steps: see `scale_by_muon`.
@@ -265,25 +276,42 @@ def muon(
     weight_decay: decoupled weight decay :math:`\lambda`, 0 or more.
     mask: pytree of booleans or function of the parameters: what decays, in
       both branches; `None`: everything.
+    cautious: decays only where the update agrees, see `add_cautious_decay`, in
+      both branches.
+    max_norm: the gradient is first clipped to this global norm. This is the
+      place for clipping: before the momentum it weighs steps against each
+      other; *after* Muon, in a chain, `optax.clip_by_global_norm` would shrink
+      every step, the more the wider the model (`with_update_statistics` shows
+      it). `None`: no clipping, which Muon needs less than Adam.
     adamw_learning_rate: float or schedule; `None` inherits `learning_rate`.
     adamw_b1: AdamW's decay of the mean.
     adamw_b2: AdamW's decay of the square.
     adamw_eps: AdamW's epsilon.
+    adamw_eps_root: AdamW's epsilon under the root.
     adamw_weight_decay: `None` inherits `weight_decay`.
+    others: takes the place of AdamW with all its arguments, learning rate and
+      decay included, such as `optax.lion(1e-4)`.
     labels: pytree of "muon" and "adamw", or a function of the parameters that
       makes it; `None`: `matrix_labels` with the dimension numbers.
     dimension_numbers: see `scale_by_muon` and `matrix_labels`.
+    msign: see `scale_by_muon`.
+    preconditioning: see `scale_by_muon`.
     ns_dtype: see `scale_by_muon`.
     mu_dtype: dtype of both momenta; `None` that of the parameter.
     strategy: see `scale_by_muon`.
+    stack_size: see `scale_by_muon`.
     axis_name: see `scale_by_muon`.
+    mesh: see `scale_by_muon`.
     bias_correction: see `scale_by_muon`; AdamW always corrects.
 
   Returns:
     `optax.GradientTransformation`. `optax.inject_hyperparams(muon)` traces its
     numbers, `steps` too; as with every optimizer it takes functions for
-    schedules, so `mask`, `labels` and `dimension_numbers` that are functions
-    must be named in its `static_args`.
+    schedules, so `mask`, `labels`, `msign` and `dimension_numbers` that are
+    functions must be named in its `static_args`. A schedule of the weight decay
+    is given that way too: `optax.inject_hyperparams(muon)(1e-3,
+    weight_decay=schedule)`. Traced `steps` cost the Gram form;
+    `static_args='steps'` keeps it.
 
   Raises:
     ValueError: for an unknown name or a value outside its range.
@@ -304,12 +332,15 @@ def muon(
   ]:
     if isinstance(value, int | float):
       require(value >= 0, name, value, '0 or more')
+  if isinstance(max_norm, int | float):
+    require(max_norm > 0, 'max_norm', max_norm, 'a number above 0')
   if labels is None:
     labels = lambda params: matrix_labels(params, dimension_numbers)
   if adamw_learning_rate is None:
     adamw_learning_rate = learning_rate
   if adamw_weight_decay is None:
     adamw_weight_decay = weight_decay
+  decay = add_cautious_decay if cautious else optax.add_decayed_weights
   matrices = optax.chain(
     scale_by_muon(
       momentum=momentum,
@@ -318,22 +349,28 @@ def muon(
       steps=steps,
       scale=scale,
       dimension_numbers=dimension_numbers,
+      msign=msign,
+      preconditioning=preconditioning,
       ns_dtype=ns_dtype,
       mu_dtype=mu_dtype,
       strategy=strategy,
+      stack_size=stack_size,
       axis_name=axis_name,
+      mesh=mesh,
       bias_correction=bias_correction,
     ),
-    optax.add_decayed_weights(weight_decay, mask),
+    decay(weight_decay, mask),
     optax.scale_by_learning_rate(learning_rate),
   )
-  others = optax.adamw(
-    adamw_learning_rate,
-    b1=adamw_b1,
-    b2=adamw_b2,
-    eps=adamw_eps,
-    mu_dtype=mu_dtype,
-    weight_decay=adamw_weight_decay,
-    mask=mask,
-  )
-  return optax.partition({'muon': matrices, 'adamw': others}, labels)
+  if others is None:
+    others = optax.chain(
+      optax.scale_by_adam(
+        adamw_b1, adamw_b2, adamw_eps, adamw_eps_root, mu_dtype=mu_dtype
+      ),
+      decay(adamw_weight_decay, mask),
+      optax.scale_by_learning_rate(adamw_learning_rate),
+    )
+  both = optax.partition({'muon': matrices, 'adamw': others}, labels)
+  if max_norm is None:
+    return both
+  return optax.chain(optax.clip_by_global_norm(max_norm), both)

@@ -28,6 +28,7 @@ from .matrices import (
   DimensionNumbers,
   from_matrices,
   numbers_of_leaves,
+  split_fused,
   to_matrices,
 )
 
@@ -43,7 +44,7 @@ def _require_order(order: int | None) -> None:
   )
 
 
-def _unit(v: jax.Array) -> jax.Array:
+def unit(v: jax.Array) -> jax.Array:
   """Divides vectors [..., n] by their norm, at any scale; zero stays zero."""
   largest = jnp.max(jnp.abs(v), axis=-1, keepdims=True)
   v = v / jnp.where(largest > 0, largest, 1)
@@ -51,12 +52,12 @@ def _unit(v: jax.Array) -> jax.Array:
   return v / jnp.where(norm > 0, norm, 1)
 
 
-def _power_iteration(w: jax.Array, v: jax.Array, iterations: int) -> jax.Array:
+def power_iteration(w: jax.Array, v: jax.Array, iterations: int) -> jax.Array:
   """Turns unit vectors v [..., n] towards the top right singular ones of w."""
 
   def turn(_, v):
-    u = _unit(jnp.einsum('...mn,...n->...m', w, v))
-    new = _unit(jnp.einsum('...mn,...m->...n', w, u))
+    u = unit(jnp.einsum('...mn,...n->...m', w, v))
+    new = unit(jnp.einsum('...mn,...m->...n', w, u))
     # A zero matrix has no direction; the old one is as good as any.
     return jnp.where(jnp.any(new != 0, axis=-1, keepdims=True), new, v)
 
@@ -65,8 +66,16 @@ def _power_iteration(w: jax.Array, v: jax.Array, iterations: int) -> jax.Array:
 
 def _top_vector(w: jax.Array, key: jax.Array, iterations: int) -> jax.Array:
   """Top right singular vectors [..., n], from a random start."""
-  v = _unit(jax.random.normal(key, w.shape[:-2] + w.shape[-1:], w.dtype))
-  return _power_iteration(w, v, iterations)
+  v = unit(jax.random.normal(key, w.shape[:-2] + w.shape[-1:], w.dtype))
+  return power_iteration(w, v, iterations)
+
+
+def top_vectors(matrices: list[jax.Array], key: jax.Array) -> list[jax.Array]:
+  """Top right singular vectors [batch, n] of each entry, to go on from."""
+  return [
+    _top_vector(w, jax.random.fold_in(key, i), _START)
+    for i, w in enumerate(matrices)
+  ]
 
 
 def _rank_one(w: jax.Array, v: jax.Array) -> jax.Array:
@@ -74,7 +83,8 @@ def _rank_one(w: jax.Array, v: jax.Array) -> jax.Array:
   return jnp.einsum('...mn,...n->...m', w, v)[..., None] * v[..., None, :]
 
 
-def _wide(w: ArrayLike) -> jax.Array:
+def wide(w: ArrayLike) -> jax.Array:
+  """Converts to float32 or better."""
   w = jnp.asarray(w)
   return w.astype(jnp.promote_types(w.dtype, jnp.float32))
 
@@ -103,7 +113,7 @@ def spectral_norm(
     >>> round(float(spectral_norm(w, key=jax.random.key(0))), 4)
     5.0
   """
-  w = _wide(w)
+  w = wide(w)
   require_rank('w', w, 2, at_least=True)
   require(iterations >= 1, 'iterations', iterations, '1 or more')
   v = _top_vector(w, key, iterations)
@@ -172,7 +182,7 @@ def schatten_gradient(w: ArrayLike, order: int | None) -> jax.Array:
     >>> print(f'{gradient[0, 0]:.3f} {gradient[1, 1]:.3f}')
     1.940 0.243
   """
-  w = _wide(w)
+  w = wide(w)
   require_rank('w', w, 2, at_least=True)
   _require_order(order)
   if order == 1:
@@ -202,10 +212,10 @@ def schatten_gradient(w: ArrayLike, order: int | None) -> jax.Array:
 
 
 class SpectralDecayState(NamedTuple):
-  """Steps taken, and the top right singular vectors [batch, n] of each leaf."""
+  """Steps taken, and top right singular vectors [batch, n] of all matrices."""
 
   count: jax.Array
-  v: Any
+  v: list[jax.Array]
 
 
 def add_spectral_decay(
@@ -269,43 +279,38 @@ def add_spectral_decay(
   key = jax.random.key(0) if key is None else key
 
   def matrices_of(params):
-    leaves = jax.tree.leaves(params)
+    """For each leaf the matrices [batch, m, n] side by side in it."""
     numbers = numbers_of_leaves(params, dimension_numbers)
-    flat = [
-      _wide(to_matrices(x, n)) for x, n in zip(leaves, numbers, strict=True)
-    ]
-    return flat, leaves, numbers
+    leaves = zip(jax.tree.leaves(params), numbers, strict=True)
+    return [split_fused(wide(to_matrices(x, n)), n) for x, n in leaves], numbers
 
   def init(params):
-    flat, _, _ = matrices_of(params)
-    v = ()
-    if order is None:
-      v = [
-        _top_vector(w, jax.random.fold_in(key, i), _START)
-        for i, w in enumerate(flat)
-      ]
-      v = jax.tree.unflatten(jax.tree.structure(params), v)
+    parts, _ = matrices_of(params)
+    v = top_vectors(sum(parts, []), key) if order is None else []
     return SpectralDecayState(jnp.zeros([], jnp.int32), v)
 
   def update(updates, state, params=None):
     if params is None:
       raise ValueError('params: got None, expected the parameters that decay')
-    flat, leaves, numbers = matrices_of(params)
+    parts, numbers = matrices_of(params)
+    flat = sum(parts, [])
     v = state.v
     if order is None:
-      turned = [
-        _power_iteration(w, old, power_iterations)
-        for w, old in zip(flat, jax.tree.leaves(v), strict=True)
+      v = [
+        power_iteration(w, old, power_iterations)
+        for w, old in zip(flat, v, strict=True)
       ]
-      decay = list(map(_rank_one, flat, turned))
-      v = jax.tree.unflatten(jax.tree.structure(v), turned)
+      flat = map(_rank_one, flat, v)
     else:
-      decay = [schatten_gradient(w, order) for w in flat]
-    decay = [
-      from_matrices(d, x.shape, n)
-      for d, x, n in zip(decay, leaves, numbers, strict=True)
-    ]
-    decay = jax.tree.unflatten(jax.tree.structure(params), decay)
+      flat = [schatten_gradient(w, order) for w in flat]
+    flat = iter(flat)
+    leaves, treedef = jax.tree.flatten(params)
+    decay = treedef.unflatten(
+      from_matrices(
+        jnp.concatenate([next(flat) for _ in part], axis=2), x.shape, n
+      )
+      for part, x, n in zip(parts, leaves, numbers, strict=True)
+    )
     updates = jax.tree.map(
       lambda u, d: (u + weight_decay * d).astype(u.dtype), updates, decay
     )

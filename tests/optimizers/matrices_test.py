@@ -8,8 +8,13 @@ import numpy as np
 import pytest
 from optax.contrib import MuonDimensionNumbers
 
-from kexue.optimizers import matrix_labels
-from kexue.optimizers.matrices import from_matrices, to_matrices
+from kexue.optimizers import FusedDimensionNumbers, matrix_labels
+from kexue.optimizers.matrices import (
+  from_matrices,
+  numbers_of_leaves,
+  split_fused,
+  to_matrices,
+)
 
 
 @pytest.mark.parametrize(
@@ -81,3 +86,23 @@ def test_reshaping_comes_back(numbers, matrices):
     np.testing.assert_allclose(
       v @ flat[0], jnp.einsum('abc,abcd->d', v.reshape(2, 3, 4), x)
     )
+
+
+def test_fused_kernels_are_split_along_the_flattened_output():
+  x = jax.random.normal(jax.random.key(0), (2, 5, 4, 3))
+  numbers = FusedDimensionNumbers((6, 2, 4), 1, (2, 3))
+  whole = to_matrices(x, numbers)
+  parts = split_fused(whole, numbers)
+  assert [p.shape for p in parts] == [(2, 5, 6), (2, 5, 2), (2, 5, 4)]
+  np.testing.assert_array_equal(parts[1][1], x[1].reshape(5, 12)[:, 6:8])
+  np.testing.assert_array_equal(from_matrices(whole, x.shape, numbers), x)
+  assert matrix_labels({'w': x}, {'w': numbers}) == {'w': 'muon'}
+  plain = MuonDimensionNumbers(1, (2, 3))
+  assert len(split_fused(to_matrices(x, plain), plain)) == 1
+
+
+@pytest.mark.parametrize('sizes', [(6, 2), (12, 0), (6, 7)])
+def test_sizes_that_do_not_fill_the_output_are_refused(sizes):
+  numbers = FusedDimensionNumbers(sizes)
+  with pytest.raises(ValueError, match='sizes: got .* parts of the 12 outputs'):
+    numbers_of_leaves({'w': jnp.ones((5, 12))}, {'w': numbers})

@@ -8,7 +8,13 @@ import optax
 import pytest
 from optax.contrib import MuonDimensionNumbers
 
-from kexue.optimizers import muon, scale_by_muon
+from kexue.optimizers import (
+  FusedDimensionNumbers,
+  msign,
+  muon,
+  newton_schulz,
+  scale_by_muon,
+)
 
 KELLER = (3.4445, -4.7750, 2.0315)
 
@@ -158,6 +164,138 @@ def test_dimension_numbers_make_batches_of_matrices():
     )
 
 
+def directions(numbers, g, **options):
+  tx = scale_by_muon(dimension_numbers={'w': numbers}, **options)
+  return tx.update({'w': g}, tx.init({'w': g}))[0]['w']
+
+
+def test_fused_heads_and_experts_are_matrices_of_their_own():
+  g = gaussian(16, 24)
+  fused = directions(FusedDimensionNumbers((12, 8, 4)), g)
+  apart = [
+    directions(MuonDimensionNumbers(), part)
+    for part in jnp.split(g, [12, 20], axis=1)
+  ]
+  np.testing.assert_allclose(fused, jnp.concatenate(apart, 1), atol=1e-5)
+  heads = directions(MuonDimensionNumbers(0, 2), g.reshape(16, 4, 6))
+  each = [
+    directions(MuonDimensionNumbers(), g[:, 6 * h : 6 * h + 6])
+    for h in range(4)
+  ]
+  np.testing.assert_allclose(heads, jnp.stack(each, 1), atol=1e-5)
+  experts = gaussian(3, 4, 8, 12)
+  ours = directions(MuonDimensionNumbers(2, 3), experts)
+  one = directions(MuonDimensionNumbers(), experts[2, 1])
+  np.testing.assert_allclose(ours[2, 1], one, atol=1e-5)
+
+
+def test_scales_of_convolutions_are_those_of_the_flattened_matrix():
+  # A fault of several peers: the raw shape gives up to 512 times too little.
+  g, numbers = gaussian(3, 3, 4, 8), MuonDimensionNumbers((0, 1, 2), 3)
+  exact = msign(g.reshape(36, 8)).reshape(g.shape)
+  for scale, factor in [
+    ('none', 1),
+    ('keller', 1),
+    ('mup', (8 / 36) ** 0.5),
+    ('moonlight', 0.2 * 6),
+    (0.3, 0.3 * 6),
+  ]:
+    ours = directions(
+      numbers, g, scale=scale, coefficients='polar_express', steps=8
+    )
+    np.testing.assert_allclose(ours, factor * exact, atol=2e-3)
+
+
+def test_a_number_for_the_scale_may_be_traced():
+  g = {'w': gaussian(6, 9)}
+  tx = scale_by_muon(scale=0.2)
+  expected, _ = tx.update(g, tx.init(g))
+  injected = optax.inject_hyperparams(scale_by_muon)(scale=0.2)
+  ours, _ = jax.jit(injected.update)(g, injected.init(g))
+  chex.assert_trees_all_close(ours, expected, atol=1e-5)
+
+
+def test_any_function_may_take_the_place_of_newton_schulz():
+  g = {'a': gaussian(6, 9), 'b': gaussian(6, 9, seed=1)}
+  tx = scale_by_muon(msign=msign, scale='none')
+  for strategy in ('loop', 'batched'):
+    tx = scale_by_muon(msign=msign, scale='none', strategy=strategy)
+    ours, _ = tx.update(g, tx.init(g))
+    chex.assert_trees_all_close(ours, jax.tree.map(msign, g), atol=1e-5)
+  half = muon(0.1, msign=msign, ns_dtype=jnp.bfloat16)
+  updates, _ = half.update(g, half.init(g), g)
+  assert updates['a'].dtype == jnp.float32
+
+
+def test_half_precision_iterations_see_no_scale():
+  g = gaussian(16, 24)
+  expected = directions(MuonDimensionNumbers(), g, scale='none')
+  for dtype in (jnp.float16, jnp.bfloat16):
+    for factor in (1e-20, 1e20):
+      ours = directions(
+        MuonDimensionNumbers(), g * factor, scale='none', ns_dtype=dtype
+      )
+      assert jnp.linalg.norm(ours - expected) < 0.1 * jnp.linalg.norm(expected)
+
+
+def test_preconditioning_reaches_the_iteration():
+  g = gaussian(6, 9)
+  ours = directions(
+    MuonDimensionNumbers(), g, scale='none', preconditioning='spectral', steps=2
+  )
+  expected = newton_schulz(
+    g, coefficients='keller', steps=2, preconditioning='spectral'
+  )
+  np.testing.assert_allclose(ours, expected, atol=1e-5)
+
+
+def test_clipping_comes_before_the_momentum():
+  params = {'w': gaussian(6, 9), 'bias': jnp.ones(9)}
+  grads = jax.tree.map(lambda x: 1e6 * x, params)
+  clipped, plain = muon(0.1, max_norm=1.0), muon(0.1)
+  ours, _ = clipped.update(grads, clipped.init(params), params)
+  theirs, _ = plain.update(grads, plain.init(params), params)
+  # The first step does not see the factor; later ones weigh steps by it.
+  chex.assert_trees_all_close(ours, theirs, atol=1e-4)
+  by_hand = optax.chain(optax.clip_by_global_norm(1.0), plain)
+  small = jax.tree.map(lambda x: 1e-3 * x, params)
+  sequence = [grads, small, grads]
+  chex.assert_trees_all_close(
+    apply(clipped, params, sequence), apply(by_hand, params, sequence)
+  )
+
+
+def test_another_optimizer_for_what_is_no_matrix():
+  params = {'w': gaussian(6, 9), 'bias': jnp.ones(9)}
+  tx = muon(0.1, others=optax.lion(0.01, weight_decay=0.0))
+  updates, _ = tx.update(params, tx.init(params), params)
+  np.testing.assert_allclose(updates['bias'], -0.01 * np.ones(9), rtol=1e-6)
+
+
+def test_equals_torch_where_it_is_installed():
+  torch = pytest.importorskip('torch')
+  w, grads = np.asarray(gaussian(8, 12)), np.asarray(gaussian(5, 8, 12, seed=1))
+  for scale, theirs in [
+    ('keller', 'original'),
+    ('moonlight', 'match_rms_adamw'),
+  ]:
+    # torch's weights are [out, in].
+    weight = torch.nn.Parameter(torch.tensor(w.T.copy()))
+    optimizer = torch.optim.Muon(
+      [weight], lr=0.02, weight_decay=0.1, adjust_lr_fn=theirs
+    )
+    for g in grads:
+      weight.grad = torch.tensor(g.T.copy())
+      optimizer.step()
+    ours = apply(
+      muon(0.02, weight_decay=0.1, scale=scale),
+      {'w': jnp.asarray(w)},
+      [{'w': jnp.asarray(g)} for g in grads],
+    )['w']
+    # Its iterations are in bfloat16.
+    np.testing.assert_allclose(ours, weight.detach().numpy().T, atol=5e-3)
+
+
 @pytest.mark.parametrize('strategy', ['loop', 'batched', 'auto'])
 def test_strategies_agree(strategy):
   params = {
@@ -243,6 +381,9 @@ def test_dtypes_are_kept_and_state_is_stable():
   [
     (lambda: muon(0.1, scale='big'), "scale: got 'big', expected one of"),
     (lambda: muon(0.1, strategy='fast'), "strategy: got 'fast'"),
+    (lambda: muon(0.1, stack_size=0), 'stack_size: got 0'),
+    (lambda: muon(0.1, preconditioning='x'), "preconditioning: got 'x'"),
+    (lambda: muon(0.1, max_norm=0.0), 'max_norm: got 0.0'),
     (lambda: muon(0.1, momentum=1.0), 'momentum: got 1.0'),
     (lambda: muon(0.1, steps=0), 'steps: got 0'),
     (lambda: muon(0.1, coefficients='x'), "coefficients: got 'x'"),
