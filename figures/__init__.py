@@ -31,6 +31,36 @@ FIGURES: dict[str, Figure] = {
     '2.5',
     '27',
   ),
+  'msign_convergence': Figure(
+    'Polar Express, arXiv 2505.16932; articles 10592, 10922',
+    'Keller stays at error 0.3, Polar Express converges and trains better',
+    '1.5',
+    '5',
+  ),
+  'momentum_ablation': Figure(
+    'modded-nanogpt, track 3; article 10739',
+    'Muon without momentum needs 2.5 times the steps',
+    '1',
+    '6',
+  ),
+  'update_rms': Figure(
+    'Moonlight, arXiv 2502.16982, table 8; article 11267',
+    'updates of RMS 0.2: what Adam has, and where Muon is best',
+    '1',
+    '5',
+  ),
+  'weight_decay_muon': Figure(
+    'Moonlight, arXiv 2502.16982, fig. 2; articles 10739, 11307',
+    'Muon without weight decay is ahead, then behind',
+    '1.5',
+    '6.5',
+  ),
+  'softsign_epsilon': Figure(
+    'article 10563',
+    'the epsilon of Adam leads from the sign to gradient descent',
+    '1',
+    '5',
+  ),
 }
 DEFAULT = 'muon_vs_adamw'
 PRESETS = ('quick', 'full')
