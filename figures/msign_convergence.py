@@ -90,7 +90,7 @@ class Config(TaskConfig):
     return cls(
       width=64,
       steps=300,
-      learning_rates=(0.032, 0.064, 0.128, 0.256),
+      learning_rates=(0.016, 0.032, 0.064, 0.128),
       seeds=3,
       side=128,
       matrices=4,

@@ -167,6 +167,7 @@ def scale_by_muon(
       steps=steps,
       preconditioning=preconditioning,
     )
+  msign = jax.jit(msign)  # Traced once for all leaves of a shape.
 
   def matrices_of(leaf, numbers):
     whole = to_matrices(leaf, numbers)

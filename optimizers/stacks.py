@@ -123,7 +123,7 @@ def map_matrices(
 
   Args:
     function: keeps the shape, takes [m, n] and [L, m, n]; what it returns is
-      cast to the dtype of the stack.
+      cast to the dtype of the stack. Jitted, it is traced once for each shape.
     stacks: arrays [L, m, n], each of its own L, m and n.
     strategy: "loop" over matrices, "batched" over equal shapes, or "auto":
       loop on CPU, batched elsewhere. All give the same up to rounding.
@@ -148,8 +148,7 @@ def map_matrices(
   if strategy == 'auto':
     strategy = 'loop' if jax.default_backend() == 'cpu' else 'batched'
   size = _STACK_SIZE if stack_size is None else stack_size
-  # Jitted: traced once for all leaves of a shape.
-  same = jax.jit(lambda x: function(x).astype(x.dtype))
+  same = lambda x: function(x).astype(x.dtype)
   solve = lambda stack: _solve(stack, same, strategy, size)
   results = list(stacks)
   by_shape: dict[Any, list[int]] = {}
