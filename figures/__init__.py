@@ -61,6 +61,12 @@ FIGURES: dict[str, Figure] = {
     '1',
     '5',
   ),
+  'descent_clip': Figure(
+    'article 10657',
+    'a limit on the predicted decrease makes warmup needless',
+    '1.5',
+    '5',
+  ),
 }
 DEFAULT = 'muon_vs_adamw'
 PRESETS = ('quick', 'full')
