@@ -1,6 +1,9 @@
 """The scalar iteration, what it predicts, and the numbers of the figure."""
 
+import types
+
 import jax
+import jax.numpy as jnp
 import matplotlib.figure
 import numpy as np
 import pytest
@@ -115,24 +118,28 @@ def test_the_spread_spectrum_has_norm_one_and_reaches_down():
   assert s[-1] == pytest.approx(1e-3, rel=1e-3)
 
 
+class Quadratic:
+  """A task that compiles at once: the distance of a matrix to each batch."""
+
+  shapes = {'kernel': jnp.zeros([8, 16]), 'bias': jnp.zeros(16)}
+  model = types.SimpleNamespace(dimension_numbers=None)
+  init = staticmethod(lambda key: Quadratic.shapes)
+
+  def loss(self, params, variables, batch, key):
+    sums = params['kernel'] + params['bias']
+    return jnp.mean((sums - batch) ** 2), (variables, {})
+
+  def batches(self, key):
+    draw = lambda size: jax.random.normal(key, size)
+    return lambda step, count: np.asarray(draw([count, 8, 8, 16]))
+
+
 def test_run_records_once(tmp_path, monkeypatch):
   monkeypatch.setattr(msign_convergence, 'SETS', ('keller',))
+  monkeypatch.setattr(Config, 'task', lambda *_: Quadratic())
   # The sweep is language_model's, and has its tests there.
   monkeypatch.setattr(msign_convergence, '_train_all', lambda *_: 0.01)
-  config = Config(
-    steps=4,
-    batch_size=8,
-    length=8,
-    layers=1,
-    log_points=2,
-    learning_rates=(0.01,),
-    validation_windows=8,
-    seeds=1,
-    iterations=8,
-    side=8,
-    matrices=1,
-  )
-  config.check()
+  config = Config(steps=10, iterations=8, side=8, matrices=1)
   again = lambda: run(config, jax.random.key(0), tmp_path, parallel='jit')
   rows = again()
   assert len(rows) == 4 * 8 + len(BINS) - 1

@@ -1,0 +1,218 @@
+"""The ramp, the limiter of its first step, and the numbers of the figure."""
+
+import types
+
+import jax
+import jax.numpy as jnp
+import matplotlib.figure
+import numpy as np
+import optax
+import pytest
+
+from kexue.figures import descent_clip
+from kexue.figures.descent_clip import (
+  CONTESTANTS,
+  MOSAIC,
+  Config,
+  _limited,
+  _measure,
+  _settings,
+  _total_steps,
+  _train_all,
+  _warmed_up,
+  plot,
+)
+
+RATES = (0.05, 0.1, 0.2)
+SETTINGS = {'neither': (0.0,), 'warmup': (0.1, 0.2), 'limiter': (1.0, 9.0)}
+
+
+def synthetic():
+  """Losses 2 at 0.1 for all; at 0.2 3, 2.5 and 2.25; second settings worse."""
+  rows = []
+  large = {'neither': 3.0, 'warmup': 2.5, 'limiter': 2.25}
+  for name, settings in SETTINGS.items():
+    for i, setting in enumerate(settings):
+      for rate in RATES:
+        for seed in (0, 1) if i == 0 else (0,):
+          loss = {0.05: 2.1, 0.1: 2.0, 0.2: large[name]}[rate] + 0.5 * i
+          for step in range(10, 101, 10):
+            rows.append(
+              {
+                'run': f'{name}{setting}{rate}{seed}',
+                'step': step,
+                'optimizer': name,
+                'setting': setting,
+                'learning_rate': rate,
+                'seed': seed,
+                'loss': loss + 10 / step,
+                'val_loss': loss + 0.25 * seed,
+                'descent': 100 / step,
+                'factor': 0.5 if name == 'limiter' and step <= 20 else 1.0,
+              }
+            )
+  return rows
+
+
+def draw(rows):
+  figure = matplotlib.figure.Figure()
+  axes = figure.subplot_mosaic(MOSAIC)
+  return plot(rows, axes), figure, axes
+
+
+def test_numbers_of_synthetic_rows():
+  numbers, figure, axes = draw(synthetic())
+  assert numbers['setting'] == {'neither': 0.0, 'warmup': 0.1, 'limiter': 1.0}
+  assert numbers['learning_rate'] == dict.fromkeys(CONTESTANTS, 0.1)
+  assert numbers['final_loss']['limiter'] == {
+    'mean': 2.125,
+    'min': 2.0,
+    'max': 2.25,
+  }
+  assert numbers['largest_rate'] == 0.2
+  assert numbers['loss_at_largest_rate']['neither']['min'] == 3.0
+  assert numbers['first_descent'] == 10.0 and numbers['last_descent'] == 1.0
+  assert numbers['limited_share'] == 0.2
+  assert 'limiter +0.750, warmup +0.500' in figure.get_suptitle()
+  for ax in axes.values():
+    assert ax.get_ylabel() and ax.get_title() and ax.get_legend()
+  figure.canvas.draw()
+
+
+def test_a_diverged_run_does_not_break_the_picture():
+  rows = synthetic()
+  for row in rows:
+    if row['optimizer'] == 'neither' and row['learning_rate'] == 0.2:
+      row['val_loss'] = float('inf')
+      if row['step'] == 100:
+        del row['loss'], row['descent'], row['factor']
+  numbers, figure, _ = draw(rows)
+  assert numbers['loss_at_largest_rate']['neither']['mean'] == float('inf')
+  figure.canvas.draw()
+
+
+def test_what_is_not_recorded_is_named():
+  with pytest.raises(ValueError, match='no warmup'):
+    draw([row for row in synthetic() if row['optimizer'] != 'warmup'])
+
+
+def steps_of(optimizer, gradient, count):
+  state, sizes = optimizer.init(gradient), []
+  for _ in range(count):
+    update, state = optimizer.update(gradient, state, gradient)
+    sizes.append(float(-update[0]))
+  return np.array(sizes), state
+
+
+def test_the_ramp_is_linear_and_none_at_zero():
+  g, rate = jnp.array([3.0, -4.0]), lambda count: 0.5
+  none, _ = steps_of(_warmed_up(10, rate, 0.0, 0.0), g, 8)
+  ramp, _ = steps_of(_warmed_up(10, rate, 0.0, 0.4), g, 8)
+  np.testing.assert_allclose(none, 0.5, rtol=1e-5)
+  factor = np.minimum(1, np.arange(1, 9) / 4)
+  np.testing.assert_allclose(ramp, 0.5 * factor, rtol=1e-5)
+
+
+def test_the_limiter_sees_the_norm_of_the_gradient():
+  # Adam's first update is the sign, so <u, g> is the sum of |g|, here 7.
+  g, rate = jnp.array([3.0, -4.0]), lambda count: 1.0
+  sizes, state = steps_of(_limited(rate, 0.0, 3.5), g, 1)
+  assert sizes[0] == pytest.approx(0.5, rel=1e-4)
+  found = _measure(types.SimpleNamespace(opt_state=state))
+  assert found['descent'] == pytest.approx(7.0, rel=1e-4)
+  assert found['factor'] == pytest.approx(0.5, rel=1e-4)
+
+
+def test_measured_inside_injected_hyperparameters():
+  tx = optax.inject_hyperparams(lambda x: _limited(lambda _: x, 0.0, 1.0))(0.1)
+  state = types.SimpleNamespace(opt_state=tx.init(jnp.ones(2)))
+  assert _measure(state)['factor'] == 1.0
+
+
+def test_each_is_tuned_over_its_settings_and_repeated(monkeypatch):
+  calls = []
+
+  class Recorder:
+    def __init__(self, task, make, name, **options):
+      self.name = name
+
+    def train(self, launch, learning_rate, setting, seed=0, **settings):
+      calls.append((self.name, learning_rate, setting, seed))
+      return {'val_loss': abs(setting - 9), 'setting': setting}
+
+  monkeypatch.setattr(descent_clip, 'Sweep', Recorder)
+  config = Config(learning_rates=(0.1, 0.2), thresholds=(3.0, 9.0), seeds=2)
+  _train_all(config, None, types.SimpleNamespace(key=None), 'jit')
+  limiter = [call[1:] for call in calls if call[0] == 'limiter']
+  assert limiter == [
+    (0.1, 3.0, 0),
+    (0.2, 3.0, 0),
+    (0.1, 9.0, 0),
+    (0.2, 9.0, 0),
+    (0.1, 9.0, 1),
+    (0.2, 9.0, 1),
+  ]
+  assert len(calls) * config.steps == _total_steps(config)
+  assert {call[0] for call in calls} == set(_settings(config))
+
+
+class Quadratic:
+  """A task that compiles at once: the distance to each batch."""
+
+  sizes = types.SimpleNamespace(width=32)
+  step_flops = 1
+  init = staticmethod(lambda key: {'w': jnp.zeros(3)})
+  evaluate = staticmethod(
+    lambda state: {'val_loss': jnp.sum(state.params['w'])}
+  )
+
+  def loss(self, params, variables, batch, key):
+    return jnp.mean((params['w'] - batch) ** 2), (variables, {})
+
+  def batches(self, key):
+    return lambda step, count: np.full([count, 8, 3], 9.0, np.float32)
+
+
+def test_run_trains_and_resumes(tmp_path, monkeypatch):
+  monkeypatch.setattr(Config, 'task', lambda *_: Quadratic())
+  config = Config(
+    steps=4,
+    log_points=2,
+    learning_rates=(0.01,),
+    seeds=2,
+    warmups=(0.5,),
+    thresholds=(1.0,),
+  )
+  again = lambda: descent_clip.run(
+    config, jax.random.key(0), tmp_path, parallel='jit'
+  )
+  rows = again()
+  assert [(r['optimizer'], r['seed'], r['step']) for r in rows] == [
+    (name, seed, step)
+    for name in CONTESTANTS
+    for seed in (0, 1)
+    for step in (2, 4)
+  ]
+  limited = rows[-1]
+  assert limited['factor'] * limited['descent'] == pytest.approx(1, rel=1e-4)
+  assert rows[0]['factor'] == 1 and rows[0]['descent'] > 10
+  assert again() == rows
+
+
+@pytest.mark.parametrize(
+  'change, message',
+  [
+    (dict(warmups=(1.0,)), r'config.warmups: got \(1.0,\), expected fractions'),
+    (dict(warmups=()), 'config.warmups'),
+    (dict(thresholds=(0.0,)), 'config.thresholds'),
+    (dict(width=33), 'width: got 33'),
+  ],
+)
+def test_what_cannot_run_is_refused(change, message):
+  Config.full().check()
+  with pytest.raises(ValueError, match=message):
+    Config(**change).check()
+
+
+def test_queries_and_keys_are_not_normalised():
+  assert not Config().sizes.qk_norm
