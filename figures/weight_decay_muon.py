@@ -70,7 +70,7 @@ class Config(TaskConfig):
     """Longer runs, a weaker decay, three seeds."""
     return cls(
       steps=1200,
-      learning_rates=(0.016, 0.032, 0.064, 0.128),
+      learning_rates=(0.032, 0.064, 0.128, 0.256),
       weight_decays=(0.0, 0.03, PAPER_DECAY),
       log_points=40,
       seeds=3,
