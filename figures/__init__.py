@@ -67,6 +67,12 @@ FIGURES: dict[str, Figure] = {
     '1.5',
     '5',
   ),
+  'spectral_decay': Figure(
+    'article 10648',
+    'decay of the largest singular value alone is as good as L2, or better',
+    '1.5',
+    '6',
+  ),
 }
 DEFAULT = 'muon_vs_adamw'
 PRESETS = ('quick', 'full')

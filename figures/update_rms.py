@@ -399,6 +399,9 @@ def _plot_curve(numbers, ax):
   (theirs,) = other.plot([*PAPER], paper, 's', **style)
   other.set_ylabel("Moonlight: loss less AdamW's [nats per token]")
   other.grid(False)
+  for each in (ax, other):  # Room for a legend.
+    low, high = each.get_ylim()
+    each.set_ylim(low - 0.25 * (high - low), high)
   ax.set_xscale('log', base=2)
   ax.set_xticks([*loss], [f'{rms:g}' for rms in loss])
   ax.set(
@@ -406,7 +409,7 @@ def _plot_curve(numbers, ax):
     ylabel="final validation loss less AdamW's [nats per byte]",
     title="Muon at AdamW's learning rate, range over seeds",
   )
-  ax.legend(handles=[ours, theirs, line], loc='lower left')
+  ax.legend(handles=[ours, theirs, line], loc='lower center', ncols=3)
 
 
 def _plot_training(runs, ax):
