@@ -41,7 +41,7 @@ FIGURES: dict[str, Figure] = {
     'modded-nanogpt, track 3; article 10739',
     'Muon without momentum needs 2.5 times the steps',
     '1',
-    '6',
+    '4.5',
   ),
   'update_rms': Figure(
     'Moonlight, arXiv 2502.16982, table 8; article 11267',
@@ -52,8 +52,8 @@ FIGURES: dict[str, Figure] = {
   'weight_decay_muon': Figure(
     'Moonlight, arXiv 2502.16982, fig. 2; articles 10739, 11307',
     'Muon without weight decay is ahead, then behind',
-    '1.5',
-    '6.5',
+    '1',
+    '6',
   ),
   'softsign_epsilon': Figure(
     'article 10563',

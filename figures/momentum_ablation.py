@@ -20,8 +20,8 @@ sees 256 tokens, few enough that the noise of a gradient is worth averaging.
 Deviations: only the matrices lose their momentum. Embedding, head and gains
 stay with AdamW and its betas (0.9, 0.95), at the same learning rate.
 
-Expected: no gain at 600 steps, 1.4 times the steps at 1200 and more at 2400,
-still below the speedrun's. Cost on two CPU cores: quick 1.5 minutes, full 6.5
+Expected: no gain at 600 steps, 1.4 times the steps at 1200 and 1.7 at 2400,
+still below the speedrun's. Cost on two CPU cores: quick 1 minute, full 4.5
 minutes.
 """
 

@@ -11,7 +11,8 @@ You's near 0.01, Su's five diverge once the last of them is repeated, Polar
 Express is below 1e-3 after eight steps; the same order on the momenta of a
 transformer; final losses of Muon with five steps of each set. What was not seen
 is the paper's order of the losses: at this size Keller's is the lowest, and
-only the classic coefficients, which leave small singular values small, lose.
+only the classic coefficients, which leave small singular values small, are far
+behind.
 
 How: `newton_schulz` after 1, 2, ... steps against the SVD in float64, on a
 matrix whose singular values are spread over [1e-3, 1] of its Frobenius norm, on

@@ -244,6 +244,8 @@ def qk_clip(
   """
   if isinstance(threshold, int | float):
     require(threshold > 0, 'threshold', threshold, 'a number above 0')
+  fused = head_width is not None
+  require(not fused or head_width >= 1, 'head_width', head_width, '1 or more')
   roles = _NAMES if roles is None else roles
   parts = {
     name: dict(role) if isinstance(role, Mapping) else {role: head_width or 1}
@@ -253,7 +255,6 @@ def qk_clip(
     for role in widths:
       require_one_of(f'role of {name}', role, _ROLES)
 
-  fused = head_width is not None
   leaves, treedef = jax.tree_util.tree_flatten_with_path(params)
   attentions: dict[tuple[str, ...], list[_Leaf]] = {}
   for i, (path, x) in enumerate(leaves):

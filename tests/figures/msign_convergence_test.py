@@ -81,7 +81,7 @@ def test_numbers_of_synthetic_rows():
     'min': 2.0,
     'max': 2.125,
   }
-  assert '0.058 nats' in figure.get_suptitle()
+  assert 'changes by -0.058 from Keller' in figure.get_suptitle()
   for ax in axes.values():
     assert ax.get_ylabel() and ax.get_title()
   figure.canvas.draw()

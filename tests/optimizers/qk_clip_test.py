@@ -15,6 +15,7 @@ from kexue.models import Transformer, TransformerConfig
 from kexue.optimizers import qk_clip
 from kexue.training import data_mesh
 
+pytestmark = pytest.mark.usefixtures('quick_compilation')
 SETTINGS = hypothesis.settings(max_examples=12, deadline=None, derandomize=True)
 
 
@@ -288,6 +289,7 @@ def test_the_maximum_is_taken_over_devices(how):
   'call, message',
   [
     (lambda: qk_clip(ONE, jnp.ones(2), threshold=0), 'threshold: got 0'),
+    (lambda: qk_clip(ONE, jnp.ones(2), head_width=0), 'head_width: got 0'),
     (
       lambda: qk_clip({'w': jnp.ones(3)}, jnp.ones(2)),
       r"leaves of queries and keys: got 0, expected some below .* \['query'",

@@ -11,11 +11,11 @@ import pytest
 from optax.contrib import MuonDimensionNumbers
 
 from kexue.optimizers import (
+  FusedDimensionNumbers,
   add_spectral_decay,
   schatten_gradient,
   spectral_norm,
 )
-from kexue.optimizers.matrices import FusedDimensionNumbers
 
 KEY = jax.random.key(0)
 
