@@ -60,7 +60,6 @@ class Config(TaskConfig):
   steps: int = 150
   learning_rates: tuple[float, ...] = (0.016, 0.032, 0.064, 0.128)
   weight_decay: float = 0.0
-  seeds: int = 2
   log_points: int = 3
   eps: tuple[float, ...] = (0.0, 1e-5, 1e-3, 1e-2, 0.1, 1.0)
   unit: float = 5e-3

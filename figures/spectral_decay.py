@@ -305,8 +305,8 @@ def plot(rows: list[dict], axes: dict) -> dict:
     for name, gain in numbers['gain_over_L2'].items()
   )
   axes['front'].figure.suptitle(
-    f'nats gained over L2, range over seeds: {said}; article 10648: the '
-    'spectral norm "might be slightly" better'
+    f'nats gained over L2: {said}\n'
+    'article 10648: decay by the spectral norm "might be slightly" better'
   )
   return numbers
 
