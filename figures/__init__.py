@@ -65,7 +65,7 @@ FIGURES: dict[str, Figure] = {
     'article 10657',
     'a limit on the predicted decrease makes warmup needless',
     '1.5',
-    '5',
+    '6',
   ),
   'spectral_decay': Figure(
     'article 10648',

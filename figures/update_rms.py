@@ -101,7 +101,7 @@ class Config(TaskConfig):
 def adam_rms(b1: float, snr: float = 0.0) -> float:
   """Article 11267: the RMS of Adam's update on stationary gradients.
 
-  >>> round(adam_rms(0.9), 4)
+  >>> round(float(adam_rms(0.9)), 4)
   0.2294
   """
   noise = (1 - b1) / (1 + b1)
