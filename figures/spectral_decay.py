@@ -281,12 +281,12 @@ def _numbers(runs, found) -> dict:
 
 def _gains(found) -> dict[str, dict[str, float]]:
   """How much lower than L2's the losses end, seed by seed."""
-  end = lambda name: [rows[-1]['val_loss'] for rows in found[name]]
-  return {
-    name: spread([a - b for a, b in zip(end('L2'), end(name), strict=False)])
-    for name in found
-    if name != 'L2'
+  ends = {
+    name: {rows[0]['seed']: rows[-1]['val_loss'] for rows in runs}
+    for name, runs in found.items()
   }
+  gains = lambda of: [a - of[s] for s, a in ends['L2'].items() if s in of]
+  return {name: spread(gains(of)) for name, of in ends.items() if name != 'L2'}
 
 
 def plot(rows: list[dict], axes: dict) -> dict:
