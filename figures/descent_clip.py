@@ -5,19 +5,19 @@ lowers the loss by eta <u, g>, which is absurdly much at the start of training;
 warmup hides that, and eta_t = eta min(1, T / <u_t, g_t>) would make it needless
 and adapt by itself. The article has no experiment.
 
-What should be seen: without either, Adam's <u, g> is large in the first steps
-and large learning rates end badly; warmup and the limiter both flatten that
-side of the bowl; the limiter's factor is below one mostly at the start. What
-was not seen: a gain of the limiter at the best learning rate.
+What should be seen: Adam's <u, g> is tens of times larger in the first steps
+than later, and without either large learning rates end badly; warmup and the
+limiter both flatten that side of the bowl. What was not seen: a gain of the
+limiter over warmup, or of either at the best learning rate.
 
 How: AdamW with b2 = 0.999 and no normalised queries and keys, where warmup
 matters, on one cosine: as it is; multiplied by a linear ramp over each fraction
-of the steps; and with each T. All over the same learning rates with one seed;
-the best fraction and the best T over all learning rates with every seed, for
-runs at large learning rates differ much.
+of the steps; and with each T. All over the same learning rates and seeds, for
+runs at large ones differ much. Then the first steps again, looked at one by
+one, at the best setting for the best and for the largest learning rate.
 
-Expected: the limiter as good as warmup where the learning rate is too large.
-Cost on two CPU cores: quick 1.5 minutes, full 5 minutes.
+Expected: the limiter better than nothing, where the learning rate is too large.
+Cost on two CPU cores: quick 1.5 minutes, full 6 minutes.
 """
 
 import dataclasses
@@ -32,11 +32,13 @@ import optax
 from ..checks import require
 from ..models.transformer import TransformerConfig
 from ..optimizers import clip_by_descent
-from .comparison import by_run, grid, select, spread
+from ..training.schedules import schedule
+from .comparison import by_run, select, spread
 from .language_model import Session, Sweep, Task, TaskConfig, session
-from .panels import band, bowl, whiskers
+from .panels import STYLES, band, whiskers
 
-MOSAIC = [['grid', 'early', 'large'], ['descent', 'factor', 'loss']]
+MOSAIC = [['grid', 'best', 'largest'], ['descent', 'factor', 'loss']]
+MOMENTS = ('best', 'largest')  # Learning rates whose first steps are shown.
 CONTESTANTS = {
   'neither': 'tab:gray',
   'warmup': 'tab:orange',
@@ -44,7 +46,7 @@ CONTESTANTS = {
 }
 NAMES = {
   'neither': 'neither',
-  'warmup': 'warmup over {:g} of the steps',
+  'warmup': 'warmup, {:g} of the steps',
   'limiter': 'limiter, T = {:g}',
 }
 
@@ -57,6 +59,7 @@ class Config(TaskConfig):
     warmups: fractions of the steps over which the learning rate rises.
     thresholds: T of the limiter, in the unit of the loss over that of the
       learning rate.
+    early: steps that are looked at one by one.
   """
 
   layers: int = 4
@@ -64,21 +67,21 @@ class Config(TaskConfig):
   steps: int = 150
   learning_rates: tuple[float, ...] = (0.008, 0.016, 0.032, 0.064)
   seeds: int = 2
-  log_points: int = 30
-  validation_windows: int = 128
+  log_points: int = 2
   warmups: tuple[float, ...] = (0.1,)
   thresholds: tuple[float, ...] = (10.0, 30.0)
+  early: int = 30
 
   @classmethod
   def full(cls) -> 'Config':
-    """Twice the steps, wider grids, three seeds."""
+    """Longer, wider grids, three seeds."""
     return cls(
-      steps=300,
+      steps=240,
       learning_rates=(0.008, 0.016, 0.032, 0.064, 0.128),
       seeds=3,
-      log_points=50,
       warmups=(0.05, 0.1, 0.2),
       thresholds=(10.0, 30.0, 100.0),
+      early=40,
     )
 
   def check(self, data_dir: str | None = None) -> None:
@@ -86,6 +89,8 @@ class Config(TaskConfig):
     super().check(data_dir)
     self.require_every('warmups', lambda x: 0 < x < 1, 'fractions in (0, 1)')
     self.require_every('thresholds', lambda x: x > 0, 'positive numbers')
+    short = f'2 or more, at most the {self.steps} steps'
+    self.require_every('early', lambda x: 2 <= x <= self.steps, short)
 
   @property
   def sizes(self) -> TransformerConfig:
@@ -115,7 +120,9 @@ def _settings(c: Config) -> dict[str, tuple[float, ...]]:
 def _total_steps(c: Config) -> int:
   """Steps of all runs together, for the progress bar."""
   settings = sum(map(len, _settings(c).values()))
-  return (settings + 3 * (c.seeds - 1)) * len(c.learning_rates) * c.steps
+  looked_at = len(CONTESTANTS) * len(MOMENTS) * c.early
+  whole = settings * len(c.learning_rates) * c.steps
+  return c.seeds * (whole + looked_at)
 
 
 def _limited(rate, decay, threshold):
@@ -142,202 +149,221 @@ def _measure(state) -> dict[str, jax.Array]:
 
 
 def _train_all(c: Config, task: Task, launch: Session, parallel) -> None:
-  """Every setting of every contestant; seeds at the best of each."""
-  make = functools.partial(
-    Sweep,
-    task,
-    steps=c.steps,
-    log_every=max(1, c.steps // c.log_points),
-    parallel=parallel,
-    warmup=0.0,  # The ramp is an input of the program, like the threshold.
-    measure=_measure,
-    varies='setting',
+  """Every setting, learning rate and seed; then the first steps of some."""
+  # The ramp is an input of the program, like the threshold.
+  options = dict(parallel=parallel, warmup=0.0, varies='setting')
+  whole = dict(steps=c.steps, log_every=max(1, c.steps // c.log_points))
+  one_by_one = dict(
+    steps=c.early, log_every=1, measure=_measure, tags={'of_steps': c.steps}
   )
   ramped = functools.partial(_warmed_up, c.steps)
-  sweeps = {
-    'neither': make(ramped, 'neither'),
-    'warmup': make(ramped, 'warmup'),
-    'limiter': make(_limited, 'limiter'),
-  }
+  makers = {'neither': ramped, 'warmup': ramped, 'limiter': _limited}
+  cosine = schedule('cosine', steps=c.steps)
+  seeds = range(c.seeds)
   for name, settings in _settings(c).items():
-    train = functools.partial(
-      sweeps[name].train, launch, weight_decay=c.weight_decay
+    sweep = Sweep(task, makers[name], name, **whole, **options)
+    for setting, rate, seed in itertools.product(
+      settings, c.learning_rates, seeds
+    ):
+      _train(c, launch, sweep, setting, rate, seed)
+    # Of the whole schedule, whatever the number of steps.
+    make = lambda _, decay, setting, name=name: makers[name](
+      cosine, decay, setting
     )
-    ends = [
-      train(learning_rate=rate, setting=setting)
-      for setting, rate in itertools.product(settings, c.learning_rates)
-    ]
-    best = min(ends, key=lambda row: row['val_loss'])['setting']
-    for seed, rate in itertools.product(range(1, c.seeds), c.learning_rates):
-      train(learning_rate=rate, setting=best, seed=seed)
+    sweep = Sweep(task, make, f'early-{name}', **one_by_one, **options)
+    choice = _choice(by_run(launch.records.rows), name)
+    for moment, seed in itertools.product(MOMENTS, seeds):
+      _train(c, launch, sweep, *choice[moment], seed)
 
 
-def _best_setting(runs, name) -> float:
-  """The setting that was best at its best learning rate, first seed."""
-  tried = sorted({of[0]['setting'] for of in select(runs, optimizer=name)})
-  require(bool(tried), 'records', f'no {name}', 'its runs')
-  end = lambda x: min(y for _, y in grid(runs, optimizer=name, setting=x))
-  return min(tried, key=end)
+def _train(c, launch, sweep, setting, rate, seed) -> None:
+  sweep.train(
+    launch,
+    learning_rate=rate,
+    weight_decay=c.weight_decay,
+    setting=setting,
+    seed=seed,
+  )
 
 
-def _by_rate(runs, name, setting) -> dict[float, list[list[dict]]]:
-  """Runs of all seeds at each learning rate, ascending; infinite ones too."""
-  rates = [rate for rate, _ in grid(runs, optimizer=name, setting=setting)]
-  at = dict(optimizer=name, setting=setting)
-  return {rate: select(runs, learning_rate=rate, **at) for rate in rates}
+def _cells(runs, name) -> dict[tuple[float, float], dict[str, float]]:
+  """Final losses over seeds by setting and learning rate."""
+  cells: dict[tuple[float, float], list[float]] = {}
+  for of in select(runs, optimizer=name):
+    cell = of[0]['setting'], of[0]['learning_rate']
+    cells.setdefault(cell, []).append(of[-1]['val_loss'])
+  require(bool(cells), 'records', f'no {name}', 'its runs')
+  return {cell: spread(cells[cell]) for cell in sorted(cells)}
 
 
-def _ends(found) -> dict[str, float]:
-  return spread([rows[-1]['val_loss'] for rows in found])
+def _choice(runs, name) -> dict[str, tuple[float, float]]:
+  """The best setting and learning rate, and the best setting at the largest."""
+  cells = _cells(runs, name)
+  largest = max(rate for _, rate in cells)
+  mean = lambda cell: cells[cell]['mean']
+  at_largest = [cell for cell in cells if cell[1] == largest]
+  return {'best': min(cells, key=mean), 'largest': min(at_largest, key=mean)}
 
 
 def _numbers(runs: dict) -> dict:
   """Losses at the optima and at the largest learning rate, and how limited."""
-  best = {name: _best_setting(runs, name) for name in CONTESTANTS}
-  every = {name: _by_rate(runs, name, best[name]) for name in CONTESTANTS}
-  mean = lambda name: lambda rate: _ends(every[name][rate])['mean']
-  rates = {name: min(every[name], key=mean(name)) for name in CONTESTANTS}
-  optimal = {name: every[name][rates[name]] for name in CONTESTANTS}
-  largest = max(every['neither'])
-  rows = lambda name: [row for of in optimal[name] for row in of]
+  choice = {name: _choice(runs, name) for name in CONTESTANTS}
+  early = _early(runs, choice, 'best')
+  require(all(early.values()), 'records', 'no first steps', 'those at the best')
+  loss = {
+    moment: {n: _cells(runs, n)[choice[n][moment]] for n in CONTESTANTS}
+    for moment in MOMENTS
+  }
+  gain = lambda of, name: of['neither']['mean'] - of[name]['mean']
+  column = lambda rows, key: [row[key] for row in rows]
   return {
-    'setting': best,
-    'learning_rate': rates,
-    'final_loss': {name: _ends(optimal[name]) for name in CONTESTANTS},
-    'largest_rate': largest,
-    'loss_at_largest_rate': {
-      name: _ends(every[name][largest]) for name in CONTESTANTS
+    'choice': {
+      moment: {
+        n: dict(
+          zip(('setting', 'learning_rate'), choice[n][moment], strict=True)
+        )
+        for n in CONTESTANTS
+      }
+      for moment in MOMENTS
     },
-    'first_descent': _mean_of(optimal['neither'], 0, 'descent'),
-    'last_descent': _mean_of(optimal['neither'], -1, 'descent'),
-    'limited_share': float(
-      np.mean([row.get('factor', 1.0) < 1 for row in rows('limiter')])
+    'loss': loss,
+    'gain_over_neither': {
+      moment: {n: gain(of, n) for n in ('warmup', 'limiter')}
+      for moment, of in loss.items()
+    },
+    'first_descent': spread([rows[0]['descent'] for rows in early['neither']]),
+    'last_early_descent': spread(
+      [rows[-1]['descent'] for rows in early['neither']]
+    ),
+    'limited_steps': spread(
+      [sum(f < 1 for f in column(rows, 'factor')) for rows in early['limiter']]
     ),
   }
 
 
-def _mean_of(found, index, column) -> float:
-  return float(np.mean([rows[index][column] for rows in found]))
-
-
-def _finite(found) -> list[list[dict]]:
-  return [rows for rows in found if np.isfinite(rows[-1]['val_loss'])]
+def _early(runs, choice, moment) -> dict[str, list[list[dict]]]:
+  """The first steps of each contestant at its choice for a moment."""
+  found = {}
+  for name in CONTESTANTS:
+    setting, rate = choice[name][moment]
+    at = dict(optimizer=f'early-{name}', setting=setting, learning_rate=rate)
+    found[name] = [
+      rows for rows in select(runs, **at) if np.isfinite(rows[-1]['val_loss'])
+    ]
+  return found
 
 
 def plot(rows: list[dict], axes: dict) -> dict:
   """Draws the six panels from the rows and returns the headline numbers."""
   runs = by_run(rows)
   numbers = _numbers(runs)
-  best, largest = numbers['setting'], numbers['largest_rate']
-  names = {n: NAMES[n].format(best[n]) for n in CONTESTANTS}
-  at = lambda n, rate: _finite(_by_rate(runs, n, best[n])[rate])
-  optimal = {n: at(n, rate) for n, rate in numbers['learning_rate'].items()}
-  _plot_grid(runs, best, names, axes['grid'])
-  axes['early'].set_title('each at its best learning rate')
-  _plot_curves(optimal, names, axes['early'])
-  axes['large'].set_title(f'all at the largest learning rate, {largest:g}')
-  _plot_curves({n: at(n, largest) for n in best}, names, axes['large'])
-  _plot_descent(optimal, best, names, axes['descent'])
-  _plot_factor(optimal, best, names, axes['factor'])
-  _plot_loss(numbers, axes['loss'])
-  gain = lambda of: ', '.join(
-    f'{n} {of["neither"]["mean"] - of[n]["mean"]:+.3f}'
-    for n in ('limiter', 'warmup')
+  choice = {name: _choice(runs, name) for name in CONTESTANTS}
+  largest = choice['neither']['largest'][1]
+  early = {moment: _early(runs, choice, moment) for moment in MOMENTS}
+  names = {
+    moment: {n: NAMES[n].format(choice[n][moment][0]) for n in CONTESTANTS}
+    for moment in MOMENTS
+  }
+  _plot_grid(runs, choice, axes['grid'])
+  titles = ('each at its best learning rate', f'learning rate {largest:g}')
+  for moment, title in zip(MOMENTS, titles, strict=True):
+    ax = axes[moment]
+    _plot_early(early[moment], names[moment], 'loss', ax)
+    ax.set(ylabel='training loss [nats per byte]', title=title)
+  _plot_early(early['largest'], names['largest'], 'descent', axes['descent'])
+  axes['descent'].set(
+    yscale='log',
+    ylabel='<u, g> [nats per unit of learning rate]',
+    title=f'the predicted decrease at {largest:g}',
   )
+  _plot_factor(early, names, axes['factor'])
+  _plot_loss(numbers, largest, axes['loss'])
+  say = lambda of: ', '.join(f'{n} {of[n]:+.3f}' for n in ('limiter', 'warmup'))
+  gain = numbers['gain_over_neither']
   axes['grid'].figure.suptitle(
-    f'nats gained over neither: {gain(numbers["final_loss"])} at the best '
-    f'learning rates; {gain(numbers["loss_at_largest_rate"])} at a learning '
-    f'rate of {largest:g}'
+    f'nats gained over neither: {say(gain["best"])} at the best learning '
+    f'rates; {say(gain["largest"])} at a learning rate of {largest:g}'
   )
   return numbers
 
 
-def _plot_grid(runs, best, names, ax):
-  """Bowls: all seeds at the best setting, the first at the others."""
+def _plot_grid(runs, choice, ax):
+  """Bowls of every setting."""
   for name, color in CONTESTANTS.items():
-    tried = {of[0]['setting'] for of in select(runs, optimizer=name)}
-    for setting in tried - {best[name]}:
-      points = grid(runs, optimizer=name, setting=setting)
-      ax.plot(*zip(*points, strict=True), ':', color=color, linewidth=1)
-    of = {
-      rate: _finite(found)
-      for rate, found in _by_rate(runs, name, best[name]).items()
-    }
-    ends = {rate: _ends(found) for rate, found in of.items() if found}
-    mean, error = whiskers([*ends.values()])
-    ax.errorbar([*ends], mean, error, fmt='none', color=color, capsize=3)
-    points = [*zip(ends, mean, strict=True)]
-    bowl(ax, points, color=color, label=names[name])
+    cells = _cells(runs, name)
+    settings = sorted({setting for setting, _ in cells})
+    for setting, style in zip(settings, itertools.cycle(STYLES), strict=False):
+      of = {
+        rate: end
+        for (x, rate), end in cells.items()
+        if x == setting and np.isfinite(end['max'])
+      }
+      mean, error = whiskers([*of.values()])
+      style = dict(color=color, linestyle=style, capsize=2, marker='.')
+      label = NAMES[name].format(setting)
+      ax.errorbar([*of], mean, error, elinewidth=0.8, label=label, **style)
+    best = choice[name]['best']
+    ax.plot(best[1], cells[best]['mean'], '*', color=color, markersize=13)
+  rates = sorted({rate for _, rate in cells})
   ax.set_xscale('log', base=2)
-  ax.set_xticks([*of], [f'{rate:g}' for rate in of])
+  ax.set_xticks(rates, [f'{rate:g}' for rate in rates])
   ax.set(
     xlabel='learning rate',
     ylabel='final validation loss [nats per byte]',
-    title='range over seeds (star: optimum; dotted: other settings, one seed)',
+    title='every run, range over seeds (star: optimum)',
   )
-  ax.legend(loc='upper left')
+  ax.legend(fontsize='small', loc='upper left')
 
 
-def _plot_curves(found, names, ax):
-  """Training loss in the first third of the run."""
-  for name, of in found.items():
-    if of:
-      early = [rows[: len(rows) // 3] for rows in of]
-      band(ax, early, 'loss', color=CONTESTANTS[name], label=names[name])
-  ax.set(xlabel='step', ylabel='training loss [nats per byte]')
+def _plot_early(early, names, column, ax):
+  """A column of the first steps of each contestant."""
+  for name, of in early.items():
+    if of:  # Not all diverged.
+      band(ax, of, column, color=CONTESTANTS[name], label=names[name])
+  ax.set(xlabel='step')
   ax.legend()
 
 
-def _plot_descent(found, best, names, ax):
-  """What the limiter limits, and where."""
-  for name, of in found.items():
-    band(ax, of, 'descent', color=CONTESTANTS[name], label=names[name])
-  style = dict(color='black', linestyle='--', linewidth=1)
-  ax.axhline(best['limiter'], label=f'T = {best["limiter"]:g}', **style)
-  ax.set(
-    yscale='log',
-    xlabel='step',
-    ylabel='<u, g> [nats per unit of learning rate]',
-    title='the predicted decrease, at the best learning rates',
-  )
-  ax.legend()
-
-
-def _plot_factor(found, best, names, ax):
+def _plot_factor(early, names, ax):
   """What multiplies the learning rate at first, next to the cosine."""
-  of = [rows[: len(rows) // 3] for rows in found['limiter']]
-  band(ax, of, 'factor', color=CONTESTANTS['limiter'], label=names['limiter'])
-  steps = np.array([row['step'] for row in of[0]])
-  total = found['limiter'][0][-1]['step']
-  ramp = np.minimum(1, steps / (best['warmup'] * total))
-  ax.plot(steps, ramp, color=CONTESTANTS['warmup'], label=names['warmup'])
+  for moment, style in zip(MOMENTS, STYLES, strict=False):
+    for name in ('warmup', 'limiter'):
+      of = early[moment][name]
+      if name == 'warmup':  # Its ramp is known, and nothing is limited.
+        ramp = lambda row: row['step'] / (row['setting'] * row['of_steps'])
+        of = [
+          [{**row, 'factor': min(1.0, ramp(row))} for row in rows]
+          for rows in of
+        ]
+      label = f'{names[moment][name]}, {moment} learning rate'
+      look = dict(color=CONTESTANTS[name], linestyle=style, label=label)
+      if of:
+        band(ax, of, 'factor', **look)
   ax.set(
     xlabel='step',
     ylabel='factor on the learning rate',
     ylim=(0, 1.05),
     title='how much the limiter and warmup hold back',
   )
-  ax.legend(loc='lower right')
+  ax.legend(fontsize='small', loc='lower right')
 
 
-def _plot_loss(numbers, ax):
+def _plot_loss(numbers, largest, ax):
   """Final losses at the best and at the largest learning rate."""
-  largest = numbers['largest_rate']
-  for shift, key, marker, label in (
-    (-0.1, 'final_loss', 'o', 'best learning rate'),
-    (0.1, 'loss_at_largest_rate', 's', f'learning rate {largest:g}'),
-  ):
-    ends = [numbers[key][name] for name in CONTESTANTS]
-    finite = [i for i, end in enumerate(ends) if np.isfinite(end['max'])]
-    mean, error = whiskers([ends[i] for i in finite])
-    place = np.array(finite) + shift
-    ax.errorbar(place, mean, error, fmt=f'k{marker}', capsize=4, label=label)
+  labels = ('best learning rate', f'learning rate {largest:g}')
+  for i, (moment, label) in enumerate(zip(MOMENTS, labels, strict=True)):
+    ends = [numbers['loss'][moment][name] for name in CONTESTANTS]
+    finite = [j for j, end in enumerate(ends) if np.isfinite(end['max'])]
+    mean, error = whiskers([ends[j] for j in finite])
+    place = np.array(finite) + 0.2 * i - 0.1
+    style = dict(fmt=f'k{"os"[i]}', capsize=4, label=label)
+    ax.errorbar(place, mean, error, **style)
     for x, y in zip(place, mean, strict=True):
       ax.annotate(f'  {y:.3f}', (x, y), fontsize='small')
   ax.set_xticks(range(len(CONTESTANTS)), CONTESTANTS)
   ax.set(
     xlim=(-0.5, len(CONTESTANTS) - 0.4),
     ylabel='final validation loss [nats per byte]',
-    title='final losses, range over seeds',
+    title='final losses at the best settings, range over seeds',
   )
   ax.legend()

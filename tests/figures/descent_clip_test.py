@@ -1,5 +1,6 @@
 """The ramp, the limiter of its first step, and the numbers of the figure."""
 
+import itertools
 import types
 
 import jax
@@ -16,41 +17,44 @@ from kexue.figures.descent_clip import (
   Config,
   _limited,
   _measure,
-  _settings,
   _total_steps,
-  _train_all,
   _warmed_up,
   plot,
 )
 
-RATES = (0.05, 0.1, 0.2)
 SETTINGS = {'neither': (0.0,), 'warmup': (0.1, 0.2), 'limiter': (1.0, 9.0)}
 
 
 def synthetic():
   """Losses 2 at 0.1 for all; at 0.2 3, 2.5 and 2.25; second settings worse."""
   rows = []
-  large = {'neither': 3.0, 'warmup': 2.5, 'limiter': 2.25}
+  at_large = {'neither': 3.0, 'warmup': 2.5, 'limiter': 2.25}
   for name, settings in SETTINGS.items():
-    for i, setting in enumerate(settings):
-      for rate in RATES:
-        for seed in (0, 1) if i == 0 else (0,):
-          loss = {0.05: 2.1, 0.1: 2.0, 0.2: large[name]}[rate] + 0.5 * i
-          for step in range(10, 101, 10):
-            rows.append(
-              {
-                'run': f'{name}{setting}{rate}{seed}',
-                'step': step,
-                'optimizer': name,
-                'setting': setting,
-                'learning_rate': rate,
-                'seed': seed,
-                'loss': loss + 10 / step,
-                'val_loss': loss + 0.25 * seed,
-                'descent': 100 / step,
-                'factor': 0.5 if name == 'limiter' and step <= 20 else 1.0,
-              }
-            )
+    for i, rate, seed in itertools.product((0, 1), (0.05, 0.1, 0.2), (0, 1)):
+      if i >= len(settings):
+        continue
+      loss = {0.05: 2.1, 0.1: 2.0, 0.2: at_large[name]}[rate] + 0.5 * i
+      row = {
+        'run': f'{name}{settings[i]}{rate}{seed}',
+        'step': 100,
+        'optimizer': name,
+        'setting': settings[i],
+        'learning_rate': rate,
+        'seed': seed,
+        'val_loss': loss + 0.25 * seed,
+      }
+      rows.append(row)
+      for step in range(1, 11):
+        early = {
+          'run': f'early-{row["run"]}',
+          'optimizer': f'early-{name}',
+          'step': step,
+          'of_steps': 100,
+          'loss': loss,
+          'descent': 100 / step,
+          'factor': 0.5 if name == 'limiter' and step <= 2 else 1.0,
+        }
+        rows.append(row | early)
   return rows
 
 
@@ -62,17 +66,21 @@ def draw(rows):
 
 def test_numbers_of_synthetic_rows():
   numbers, figure, axes = draw(synthetic())
-  assert numbers['setting'] == {'neither': 0.0, 'warmup': 0.1, 'limiter': 1.0}
-  assert numbers['learning_rate'] == dict.fromkeys(CONTESTANTS, 0.1)
-  assert numbers['final_loss']['limiter'] == {
+  choice = numbers['choice']['best']
+  assert choice['limiter'] == {'setting': 1.0, 'learning_rate': 0.1}
+  assert numbers['choice']['largest']['warmup']['learning_rate'] == 0.2
+  assert numbers['loss']['best']['limiter'] == {
     'mean': 2.125,
     'min': 2.0,
     'max': 2.25,
   }
-  assert numbers['largest_rate'] == 0.2
-  assert numbers['loss_at_largest_rate']['neither']['min'] == 3.0
-  assert numbers['first_descent'] == 10.0 and numbers['last_descent'] == 1.0
-  assert numbers['limited_share'] == 0.2
+  assert numbers['gain_over_neither'] == {
+    'best': {'warmup': 0.0, 'limiter': 0.0},
+    'largest': {'warmup': 0.5, 'limiter': 0.75},
+  }
+  assert numbers['first_descent']['mean'] == 100
+  assert numbers['last_early_descent']['mean'] == 10
+  assert numbers['limited_steps']['mean'] == 2
   assert 'limiter +0.750, warmup +0.500' in figure.get_suptitle()
   for ax in axes.values():
     assert ax.get_ylabel() and ax.get_title() and ax.get_legend()
@@ -80,14 +88,16 @@ def test_numbers_of_synthetic_rows():
 
 
 def test_a_diverged_run_does_not_break_the_picture():
-  rows = synthetic()
+  rows = [
+    row
+    for row in synthetic()
+    if row['run'] not in ('early-neither0.00.20', 'early-neither0.00.21')
+  ]
   for row in rows:
     if row['optimizer'] == 'neither' and row['learning_rate'] == 0.2:
       row['val_loss'] = float('inf')
-      if row['step'] == 100:
-        del row['loss'], row['descent'], row['factor']
   numbers, figure, _ = draw(rows)
-  assert numbers['loss_at_largest_rate']['neither']['mean'] == float('inf')
+  assert numbers['loss']['largest']['neither']['mean'] == float('inf')
   figure.canvas.draw()
 
 
@@ -129,33 +139,6 @@ def test_measured_inside_injected_hyperparameters():
   assert _measure(state)['factor'] == 1.0
 
 
-def test_each_is_tuned_over_its_settings_and_repeated(monkeypatch):
-  calls = []
-
-  class Recorder:
-    def __init__(self, task, make, name, **options):
-      self.name = name
-
-    def train(self, launch, learning_rate, setting, seed=0, **settings):
-      calls.append((self.name, learning_rate, setting, seed))
-      return {'val_loss': abs(setting - 9), 'setting': setting}
-
-  monkeypatch.setattr(descent_clip, 'Sweep', Recorder)
-  config = Config(learning_rates=(0.1, 0.2), thresholds=(3.0, 9.0), seeds=2)
-  _train_all(config, None, types.SimpleNamespace(key=None), 'jit')
-  limiter = [call[1:] for call in calls if call[0] == 'limiter']
-  assert limiter == [
-    (0.1, 3.0, 0),
-    (0.2, 3.0, 0),
-    (0.1, 9.0, 0),
-    (0.2, 9.0, 0),
-    (0.1, 9.0, 1),
-    (0.2, 9.0, 1),
-  ]
-  assert len(calls) * config.steps == _total_steps(config)
-  assert {call[0] for call in calls} == set(_settings(config))
-
-
 class Quadratic:
   """A task that compiles at once: the distance to each batch."""
 
@@ -163,7 +146,7 @@ class Quadratic:
   step_flops = 1
   init = staticmethod(lambda key: {'w': jnp.zeros(3)})
   evaluate = staticmethod(
-    lambda state: {'val_loss': jnp.sum(state.params['w'])}
+    lambda state: {'val_loss': -jnp.sum(state.params['w'])}
   )
 
   def loss(self, params, variables, batch, key):
@@ -177,26 +160,43 @@ def test_run_trains_and_resumes(tmp_path, monkeypatch):
   monkeypatch.setattr(Config, 'task', lambda *_: Quadratic())
   config = Config(
     steps=4,
-    log_points=2,
-    learning_rates=(0.01,),
+    learning_rates=(0.01, 0.1),
     seeds=2,
     warmups=(0.5,),
-    thresholds=(1.0,),
+    thresholds=(1.0, 9.0),
+    early=2,
   )
   again = lambda: descent_clip.run(
     config, jax.random.key(0), tmp_path, parallel='jit'
   )
   rows = again()
-  assert [(r['optimizer'], r['seed'], r['step']) for r in rows] == [
-    (name, seed, step)
-    for name in CONTESTANTS
-    for seed in (0, 1)
-    for step in (2, 4)
+  ends = [row for row in rows if row['step'] == 4]
+  assert len(ends) == (1 + 1 + 2) * 2 * 2
+  assert {row['optimizer'] for row in ends} == set(CONTESTANTS)
+  early = [row for row in rows if row['optimizer'] == 'early-limiter']
+  # The largest learning rate is the best here, so that both are one.
+  assert [(r['seed'], r['step']) for r in early] == [
+    (seed, step) for seed in (0, 1) for step in (1, 2)
   ]
-  limited = rows[-1]
-  assert limited['factor'] * limited['descent'] == pytest.approx(1, rel=1e-4)
-  assert rows[0]['factor'] == 1 and rows[0]['descent'] > 10
+  for row in early:
+    limit = row['factor'] * row['descent']
+    assert limit == pytest.approx(row['setting'], rel=1e-4)
+  plain = [row for row in rows if row['optimizer'] == 'early-neither']
+  assert all(r['factor'] == 1 and r['descent'] > 9 for r in plain)
   assert again() == rows
+  draw(rows)
+
+
+def test_steps_are_counted_for_the_progress_bar():
+  config = Config(
+    steps=100,
+    learning_rates=(0.1, 0.2),
+    seeds=2,
+    warmups=(0.1,),
+    thresholds=(1.0, 2.0),
+    early=10,
+  )
+  assert _total_steps(config) == 2 * (4 * 2 * 100 + 3 * 2 * 10)
 
 
 @pytest.mark.parametrize(
@@ -205,6 +205,7 @@ def test_run_trains_and_resumes(tmp_path, monkeypatch):
     (dict(warmups=(1.0,)), r'config.warmups: got \(1.0,\), expected fractions'),
     (dict(warmups=()), 'config.warmups'),
     (dict(thresholds=(0.0,)), 'config.thresholds'),
+    (dict(early=1), 'config.early: got 1, expected 2 or more'),
     (dict(width=33), 'width: got 33'),
   ],
 )
