@@ -34,8 +34,9 @@ from ..models.transformer import TransformerConfig
 from ..optimizers import clip_by_descent
 from ..training.schedules import schedule
 from .comparison import by_run, select, spread
-from .language_model import Session, Sweep, Task, TaskConfig, session
+from .language_model import Sweep, Task, TaskConfig
 from .panels import STYLES, band, whiskers
+from .session import Session, session
 
 MOSAIC = [['grid', 'best', 'largest'], ['descent', 'factor', 'loss']]
 MOMENTS = ('best', 'largest')  # Learning rates whose first steps are shown.
@@ -152,7 +153,6 @@ def _train_all(c: Config, task: Task, launch: Session, parallel) -> None:
   """Every setting, learning rate and seed; then the first steps of some."""
   # The ramp is an input of the program, like the threshold.
   options = dict(parallel=parallel, warmup=0.0, varies='setting')
-  whole = dict(steps=c.steps, log_every=max(1, c.steps // c.log_points))
   one_by_one = dict(
     steps=c.early, log_every=1, measure=_measure, tags={'of_steps': c.steps}
   )
@@ -161,7 +161,7 @@ def _train_all(c: Config, task: Task, launch: Session, parallel) -> None:
   cosine = schedule('cosine', steps=c.steps)
   seeds = range(c.seeds)
   for name, settings in _settings(c).items():
-    sweep = Sweep(task, makers[name], name, **whole, **options)
+    sweep = c.sweep(task, makers[name], name, **options)
     for setting, rate, seed in itertools.product(
       settings, c.learning_rates, seeds
     ):

@@ -3,15 +3,13 @@
 A `Task` is a model, its loss and its text; a `Sweep` is one optimizer on it,
 compiled once: learning rate, weight decay, one more number, length of the
 schedule and key are inputs of the program, so that a grid costs no compilation.
-A `Session` is one launch of a figure: where its runs are recorded.
 """
 
-import contextlib
 import dataclasses
 import math
 import pathlib
-from collections.abc import Callable, Iterator, Sequence
-from typing import Any, NamedTuple
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -28,10 +26,10 @@ from ..training import init_state, make_step, parallelize
 from ..training.batches import token_batches, token_windows
 from ..training.checkpoint import Checkpoints
 from ..training.data import Dataset, load
-from ..training.loop import NonFiniteLoss, StopSignal, fit, stop_on_signal
-from ..training.progress import Progress
-from ..training.records import Records, Row
+from ..training.loop import NonFiniteLoss, fit
+from ..training.records import Row
 from ..training.schedules import schedule
+from .session import Session
 
 
 @dataclasses.dataclass
@@ -108,37 +106,14 @@ class TaskConfig:
       validation_windows=self.validation_windows,
     )
 
-
-class Session(NamedTuple):
-  """One launch of a figure.
-
-  Attributes:
-    records: where rows go; what is complete there is not trained again.
-    progress: counts steps.
-    stop: whether a signal asked the figure to stop.
-    workdir: where a run is checkpointed when one did.
-    key: of the figure.
-  """
-
-  records: Records
-  progress: Progress
-  stop: StopSignal
-  workdir: str
-  key: jax.Array
-
-
-@contextlib.contextmanager
-def session(
-  workdir: str, key: jax.Array, total_steps: int
-) -> Iterator[Session]:
-  """Opens records and progress bar, and turns signals into requests."""
-  write = jax.process_index() == 0
-  with (
-    contextlib.closing(Records(workdir, write=write)) as records,
-    contextlib.closing(Progress(total_steps, show=write)) as progress,
-    stop_on_signal() as stop,
-  ):
-    yield Session(records, progress, stop, workdir, key)
+  def sweep(
+    self, task: 'Task', make: Callable, name: str, **options: Any
+  ) -> 'Sweep':
+    """One optimizer on the task, over as many steps and log points."""
+    log_every = max(1, self.steps // self.log_points)
+    return Sweep(
+      task, make, name, steps=self.steps, log_every=log_every, **options
+    )
 
 
 class Task:
@@ -191,6 +166,17 @@ class Task:
       length=self.length,
     )
 
+  def matrices(self, tree: Any) -> dict[str, jax.Array]:
+    """What Muon trains, as [batch, in, out] by path, of any tree of leaves."""
+    numbers = numbers_by_path(self.shapes, self.model.dimension_numbers)
+    return {
+      jax.tree_util.keystr(path, simple=True, separator='/'): to_matrices(
+        x, numbers[path]
+      )
+      for path, x in jax.tree_util.tree_leaves_with_path(tree)
+      if numbers[path] is not None
+    }
+
   @property
   def step_flops(self) -> int:
     """Forward and backward of a step: six per weight and token, attention."""
@@ -201,14 +187,11 @@ class Task:
 
   def newton_schulz_flops(self, iterations: int = 5) -> int:
     """Products of one Muon step: 4 m^2 n + 2 m^3 a matrix and iteration."""
-    numbers = numbers_by_path(self.shapes, self.model.dimension_numbers)
     total = 0
-    for path, x in jax.tree_util.tree_leaves_with_path(self.shapes):
-      if numbers[path] is not None:
-        shape = jax.eval_shape(lambda x, n=numbers[path]: to_matrices(x, n), x)
-        count, *sides = shape.shape
-        m, n = sorted(sides)
-        total += count * iterations * (4 * m * m * n + 2 * m**3)
+    for shape in jax.eval_shape(self.matrices, self.shapes).values():
+      count, *sides = shape.shape
+      m, n = sorted(sides)
+      total += count * iterations * (4 * m * m * n + 2 * m**3)
     return total
 
 
@@ -295,30 +278,17 @@ class Sweep:
       f'a number if and only if something varies, here {self._varies}',
     )
     task, steps = self._task, round(self._steps * budget)
-    width = task.sizes.width
-    label = (
-      f'{self._name}-d{width}-lr{learning_rate:g}-wd{weight_decay:g}'
-      f'-b{budget:g}-s{seed}'
+    label, tags = self._name_run(
+      learning_rate, weight_decay, seed, budget, setting
     )
-    tags = {
-      'optimizer': self._name,
-      'width': width,
-      'learning_rate': learning_rate,
-      'weight_decay': weight_decay,
-      'seed': seed,
-      'budget': budget,
-      'step_flops': task.step_flops,
-      **self._tags,
-    }
-    if self._varies:
-      label += f'-{self._varies}{setting:g}'
-      tags[self._varies] = setting
     records, progress = session.records, session.progress
     rows = records.of(label)
     if rows and rows[-1]['step'] == steps:
       progress.skip(steps)
       return rows[-1]
-    key = jax.random.fold_in(jax.random.fold_in(session.key, width), seed)
+    key = jax.random.fold_in(
+      jax.random.fold_in(session.key, task.sizes.width), seed
+    )
     checkpoints = Checkpoints(
       pathlib.Path(session.workdir) / 'checkpoints' / label
     )
@@ -350,6 +320,30 @@ class Sweep:
       records.add({'run': label, 'step': steps, **tags, **lost})
     checkpoints.delete()
     return records.of(label)[-1]
+
+  def _name_run(
+    self, learning_rate, weight_decay, seed, budget, setting
+  ) -> tuple[str, Row]:
+    """The label of a run, and the columns that say what it is."""
+    task = self._task
+    label = (
+      f'{self._name}-d{task.sizes.width}-lr{learning_rate:g}'
+      f'-wd{weight_decay:g}-b{budget:g}-s{seed}'
+    )
+    tags = {
+      'optimizer': self._name,
+      'width': task.sizes.width,
+      'learning_rate': learning_rate,
+      'weight_decay': weight_decay,
+      'seed': seed,
+      'budget': budget,
+      'step_flops': task.step_flops,
+      **self._tags,
+    }
+    if self._varies:
+      label += f'-{self._varies}{setting:g}'
+      tags[self._varies] = setting
+    return label, tags
 
   def tune(
     self,

@@ -35,8 +35,9 @@ import numpy as np
 
 from ..optimizers import muon
 from .comparison import by_run, crossing, grid, spread, tuned
-from .language_model import Sweep, Task, TaskConfig, session
-from .panels import bowl, whiskers
+from .language_model import Sweep, Task, TaskConfig
+from .panels import bowl, rate_axis, whiskers
+from .session import session
 
 MOSAIC = [['length', 'grid'], ['steps', 'batch']]
 REFERENCE = 0.95
@@ -146,14 +147,12 @@ def _sweep(
   matrices = functools.partial(
     muon, nesterov=nesterov, dimension_numbers=task.model.dimension_numbers
   )
-  return Sweep(
+  return c.sweep(
     task,
     lambda rate, decay, momentum: matrices(
       rate, weight_decay=decay, momentum=momentum
     ),
     name,
-    steps=c.steps,
-    log_every=max(1, c.steps // c.log_points),
     parallel=parallel,
     varies='momentum',
     tags={'batch_factor': task.batch_size // c.batch_size},
@@ -322,20 +321,15 @@ def _plot_length(numbers, colors, edges, ax):
 
 def _plot_grid(runs, contestants, colors, ax):
   """The learning rate bowls of the first seed."""
-  rates, bottoms = set(), []
+  rates, bottoms = [], []
   for name, wanted in contestants.items():
     points = grid(runs, **wanted)
-    rates |= {rate for rate, _ in points}
+    rates += [rate for rate, _ in points]
     bottoms.append(min(loss for _, loss in points))
     bowl(ax, points, color=colors[name], label=_label(name))
-  ax.set_xscale('log', base=2)
-  ax.set_xticks(sorted(rates), [f'{rate:g}' for rate in sorted(rates)])
-  ax.set(
-    xlabel='learning rate',
-    ylabel='final validation loss [nats per byte]',
-    ylim=(min(bottoms) - 0.02, max(bottoms) + 0.2),
-    title='the same grid for all (star: optimum, hollow: at the edge)',
-  )
+  title = 'the same grid for all (star: optimum, hollow: at the edge)'
+  rate_axis(ax, rates, title)
+  ax.set_ylim(min(bottoms) - 0.02, max(bottoms) + 0.2)
   ax.legend(fontsize='small', ncols=2, loc='upper center')
 
 

@@ -38,13 +38,13 @@ from ..optimizers import (
   muon,
   newton_schulz,
 )
-from ..optimizers.matrices import numbers_by_path, to_matrices
 from ..training import init_state, make_step, parallelize
 from ..training.loop import fit
 from ..training.schedules import schedule
 from .comparison import by_run, grid, select, spread, tuned
-from .language_model import Session, Sweep, Task, TaskConfig, session
-from .panels import bowl, whiskers
+from .language_model import Task, TaskConfig
+from .panels import bowl, final_losses, rate_axis
+from .session import Session, session
 
 MOSAIC = [['sup', 'maps', 'momentum'], ['gaussian', 'grid', 'loss']]
 SETS = tuple(NEWTON_SCHULZ_COEFFICIENTS)
@@ -147,7 +147,7 @@ def run(
     # Trained only if one of the two is not recorded yet.
     momenta = functools.cache(lambda: _momenta(c, task, launch, rate, parallel))
     _record_errors(c, launch, 'momentum', momenta)
-    _record(launch, 'spectrum', len(BINS) - 1, lambda: _histogram(momenta()))
+    launch.record('spectrum', len(BINS) - 1, lambda: _histogram(momenta()))
   return launch.records.rows
 
 
@@ -172,12 +172,10 @@ def _train_all(c: Config, task: Task, launch: Session, parallel) -> float:
   """Tunes Muon with every set; returns the learning rate of Keller's."""
   best = {}
   for name in SETS:
-    sweep = Sweep(
+    sweep = c.sweep(
       task,
       functools.partial(_muon, task, name, c.muon_iterations),
       name,
-      steps=c.steps,
-      log_every=max(1, c.steps // c.log_points),
       parallel=parallel,
       tags={'iterations': c.muon_iterations},
     )
@@ -208,10 +206,8 @@ def _momenta(c: Config, task: Task, launch: Session, rate, parallel) -> list:
     progress=launch.progress,
     stop=launch.stop,
   )
-  numbers = numbers_by_path(task.shapes, task.model.dimension_numbers)
   momentum = optax.tree.get(state.opt_state, 'momentum')
-  leaves = jax.tree_util.tree_leaves_with_path(momentum)
-  return [np.asarray(to_matrices(x, numbers[path])[0]) for path, x in leaves]
+  return [np.asarray(x[0]) for x in task.matrices(momentum).values()]
 
 
 def _spread_spectrum(side: int) -> list[np.ndarray]:
@@ -236,24 +232,13 @@ def _decomposed(matrices: list[np.ndarray]) -> tuple[list, list]:
   ]
 
 
-def _record(
-  launch: Session, label: str, count: int, rows: Callable[[], Iterable[dict]]
-) -> None:
-  """Adds rows under a label, unless an earlier launch added all of them."""
-  records = launch.records
-  if len(records.of(label)) < count:
-    records.keep(lambda row: row['run'] != label)
-    for step, row in enumerate(rows(), start=1):
-      records.add({'run': label, 'step': step, **row})
-
-
 def _record_errors(
   c: Config, launch: Session, source: str, matrices: Callable[[], list]
 ) -> None:
   """Errors of every set after every number of steps on some matrices."""
   for name in SETS:
     rows = lambda name=name: _errors(source, matrices(), name, c.iterations)
-    _record(launch, f'error-{source}-{name}', c.iterations, rows)
+    launch.record(f'error-{source}-{name}', c.iterations, rows)
 
 
 def _errors(source, matrices, name, iterations) -> Iterable[dict]:
@@ -345,7 +330,9 @@ def plot(rows: list[dict], axes: dict) -> dict:
   _plot_errors(runs, {'momentum': '-'}, axes['momentum'])
   _plot_errors(runs, {'square': '-', 'wide': '--'}, axes['gaussian'])
   _plot_grid(runs, axes['grid'])
-  _plot_loss(numbers, axes['loss'])
+  iterations = numbers['iterations_of_muon']
+  title = f'Muon with {iterations} steps at its best rate, range over seeds'
+  final_losses(axes['loss'], numbers['final_loss'], {}, title)
   gain = numbers['gain_of_polar_express']
   axes['sup'].figure.suptitle(
     f"Keller's error stays at {numbers['keller_plateau']:.2f} (paper: "
@@ -426,27 +413,6 @@ def _plot_grid(runs, ax):
   for name in SETS:
     points = grid(runs, optimizer=name)
     bowl(ax, points, color=COLORS[name], label=name)
-  rates = [rate for rate, _ in points]
-  ax.set_xscale('log', base=2)
-  ax.set_xticks(rates, [f'{rate:g}' for rate in rates])
-  ax.set(
-    xlabel='learning rate',
-    ylabel='final validation loss [nats per byte]',
-    title='Muon, the same grid for all (star: optimum, hollow: at the edge)',
-  )
+  title = 'Muon, the same grid for all (star: optimum, hollow: at the edge)'
+  rate_axis(ax, [rate for rate, _ in points], title)
   ax.legend(fontsize='small')
-
-
-def _plot_loss(numbers, ax):
-  """Final losses at each optimum, with the range over seeds."""
-  mean, error = whiskers([numbers['final_loss'][n] for n in SETS])
-  ax.errorbar(range(len(SETS)), mean, error, fmt='ko', capsize=4)
-  for i, value in enumerate(mean):
-    ax.annotate(f'  {value:.3f}', (i, value), fontsize='small')
-  ax.set_xticks(range(len(SETS)), SETS)
-  ax.set(
-    xlim=(-0.5, len(SETS) - 0.4),
-    ylabel='final validation loss [nats per byte]',
-    title=f'Muon with {numbers["iterations_of_muon"]} steps at its best rate, '
-    'range over seeds',
-  )

@@ -31,8 +31,9 @@ from ..models.transformer import TransformerConfig
 from ..optimizers import muon
 from ..training.data import load
 from .comparison import by_run, crossing, power_law, select, spread
-from .language_model import Sweep, Task, session
-from .panels import STYLES, band, bowl, scaling, whiskers
+from .language_model import Sweep, Task
+from .panels import STYLES, band, bowl, rate_axis, scaling, whiskers
+from .session import session
 
 MOSAIC = [['curves', 'grid'], ['ratio', 'law']]
 OPTIMIZERS = ('adamw', 'muon')
@@ -365,14 +366,10 @@ def _plot_grid(runs, numbers, widths, ax):
         linestyle=style,
         label=f'{NAMES[name]}, width {width}',
       )
-  ax.set_xscale('log', base=2)
-  ax.set_xticks(sorted(rates), [f'{rate:g}' for rate in sorted(rates)])
-  ax.set(
-    xlabel='learning rate',
-    ylabel='final validation loss [nats per byte]',
-    ylim=(min(bottoms) - 0.05, max(bottoms) + 0.35),  # Room for a legend.
-    title='the same grid for both (star: optimum, hollow: at the edge)',
-  )
+  title = 'the same grid for both (star: optimum, hollow: at the edge)'
+  rate_axis(ax, rates, title)
+  # Room for a legend.
+  ax.set_ylim(min(bottoms) - 0.05, max(bottoms) + 0.35)
   ax.legend(fontsize='small', ncols=len(widths), loc='upper right')
 
 

@@ -54,6 +54,51 @@ def bowl(ax: Axes, points: Sequence[tuple[float, float]], **style) -> None:
   )
 
 
+def rate_axis(ax: Axes, rates: Sequence[float], title: str) -> None:
+  """Axes of bowls: the learning rates that were tried, and the final loss.
+
+  Args:
+    ax: where.
+    rates: ticks, in any order.
+    title: of the panel.
+  """
+  ticks = sorted(set(rates))
+  ax.set_xscale('log', base=2)
+  ax.set_xticks(ticks, [f'{rate:g}' for rate in ticks])
+  ax.set(
+    xlabel='learning rate',
+    ylabel='final validation loss [nats per byte]',
+    title=title,
+  )
+
+
+def final_losses(
+  ax: Axes,
+  spreads: dict[str, dict[str, float]],
+  colors: dict[str, str],
+  title: str,
+) -> None:
+  """Mean final losses by contestant, with their range over seeds.
+
+  Args:
+    ax: where.
+    spreads: mean, smallest and largest loss by name.
+    colors: by name; black if it has none.
+    title: of the panel.
+  """
+  mean, error = whiskers([*spreads.values()])
+  for i, name in enumerate(spreads):
+    style = dict(fmt='o', color=colors.get(name, 'black'), capsize=4)
+    ax.errorbar(i, mean[i], error[:, i : i + 1], **style)
+    ax.annotate(f'  {mean[i]:.3f}', (i, mean[i]), fontsize='small')
+  ax.set_xticks(range(len(spreads)), [*spreads])
+  ax.set(
+    xlim=(-0.5, len(spreads) - 0.3),
+    ylabel='final validation loss [nats per byte]',
+    title=title,
+  )
+
+
 def whiskers(spreads: Sequence[dict[str, float]]) -> tuple:
   """Means [n] and error bars [2, n] from means, minima and maxima."""
   mean, low, high = (

@@ -37,8 +37,9 @@ from ..optimizers import softsign, softsign_adam
 from ..training import init_state, make_step, parallelize
 from ..training.schedules import schedule
 from .comparison import by_run, grid, spread, tuned
-from .language_model import Session, Sweep, Task, TaskConfig, session
+from .language_model import Task, TaskConfig
 from .panels import whiskers
+from .session import Session, session
 
 MOSAIC = [['loss', 'rate'], ['cosine', 'below']]
 B1, B2 = 0.9, 0.95
@@ -125,13 +126,7 @@ def _descent(rate, decay):
 
 def _train_all(c: Config, task: Task, launch: Session, parallel) -> float:
   """Tunes every epsilon and descent; returns Adam's learning rate."""
-  make = functools.partial(
-    Sweep,
-    task,
-    steps=c.steps,
-    log_every=max(1, c.steps // c.log_points),
-    parallel=parallel,
-  )
+  make = functools.partial(c.sweep, task, parallel=parallel)
   options = dict(seeds=c.seeds, weight_decay=c.weight_decay)
   adam = make(_adam, 'softsign_adam', varies='eps')
   best = {

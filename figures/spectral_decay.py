@@ -40,11 +40,11 @@ import optax
 
 from ..checks import require
 from ..optimizers import add_spectral_decay, matrix_labels
-from ..optimizers.matrices import numbers_by_path, to_matrices
 from ..training.data import load
 from .comparison import by_run, grid, select, spread
-from .language_model import Sweep, Task, TaskConfig, session
-from .panels import bowl, whiskers
+from .language_model import Task, TaskConfig
+from .panels import bowl, final_losses, rate_axis, whiskers
+from .session import session
 
 MOSAIC = [['front', 'final', 'spectrum'], ['rates', 'decays', 'gap']]
 POSITIONS = (1, 2, 3, 4, 6, 8, 12, 16, 24, 32)
@@ -124,12 +124,10 @@ def run(
   c, task = config, config.task(data_dir)
   with session(workdir, key, _total_steps(c)) as launch:
     for name, decay in DECAYS.items():
-      sweep = Sweep(
+      sweep = c.sweep(
         task,
         functools.partial(_adam, task, decay.order),
         name.lower(),
-        steps=c.steps,
-        log_every=max(1, c.steps // c.log_points),
         parallel=parallel,
         measure=functools.partial(_spectrum, task),
         tags={'decay': name},
@@ -167,11 +165,9 @@ def _adam(task: Task, order: int | None, rate, strength):
 
 def _spectrum(task: Task, state) -> dict[str, jax.Array]:
   """Singular values by position, as geometric means over the matrices."""
-  numbers = numbers_by_path(state.params, task.model.dimension_numbers)
   logs = [
-    jnp.log(jnp.linalg.svd(to_matrices(x, numbers[path])[0], compute_uv=False))
-    for path, x in jax.tree_util.tree_leaves_with_path(state.params)
-    if numbers[path] is not None
+    jnp.log(jnp.linalg.svd(x[0], compute_uv=False))
+    for x in task.matrices(state.params).values()
   ]
   size = min(map(len, logs))
   mean = jnp.exp(jnp.mean(jnp.stack([log[:size] for log in logs]), axis=0))
@@ -295,7 +291,12 @@ def plot(rows: list[dict], axes: dict) -> dict:
   found = _contestants(runs)
   numbers = _numbers(runs, found)
   _plot_front(runs, axes['front'])
-  _plot_final(numbers, axes['final'])
+  final_losses(
+    axes['final'],
+    {name: at['final_loss'] for name, at in numbers['by_decay'].items()},
+    {name: _color(name) for name in found},
+    'each at its best rate and decay, range over seeds',
+  )
   _plot_spectrum(found, axes['spectrum'])
   _plot_rates(runs, found, axes['rates'])
   _plot_decays(runs, found, axes['decays'])
@@ -334,22 +335,6 @@ def _plot_front(runs, ax):
   ax.legend()
 
 
-def _plot_final(numbers, ax):
-  """Final losses at each optimum, with the range over seeds."""
-  names = [*numbers['by_decay']]
-  mean, error = whiskers([numbers['by_decay'][n]['final_loss'] for n in names])
-  for i, name in enumerate(names):
-    style = dict(fmt='o', color=_color(name), capsize=4)
-    ax.errorbar(i, mean[i], error[:, i : i + 1], **style)
-    ax.annotate(f'  {mean[i]:.3f}', (i, mean[i]), fontsize='small')
-  ax.set_xticks(range(len(names)), names)
-  ax.set(
-    xlim=(-0.5, len(names) - 0.3),
-    ylabel='final validation loss [nats per byte]',
-    title='each at its best rate and decay, range over seeds',
-  )
-
-
 def _plot_spectrum(found, ax):
   """Spectra at the optima, and what theory makes of that without decay."""
   base = _mean_spectrum(found['none'])
@@ -378,14 +363,9 @@ def _plot_rates(runs, found, ax):
     first = best[0][0]
     at = dict(decay=first['decay'], weight_decay=first['weight_decay'])
     bowl(ax, grid(runs, **at), color=_color(name), label=name)
-  rates = sorted({rows[0]['learning_rate'] for rows in runs.values()})
-  ax.set_xscale('log', base=2)
-  ax.set_xticks(rates, [f'{rate:g}' for rate in rates])
-  ax.set(
-    xlabel='learning rate',
-    ylabel='final validation loss [nats per byte]',
-    title='at the best decay (star: optimum, hollow: at the edge)',
-  )
+  rates = [rows[0]['learning_rate'] for rows in runs.values()]
+  title = 'at the best decay (star: optimum, hollow: at the edge)'
+  rate_axis(ax, rates, title)
   ax.legend(fontsize='small')
 
 

@@ -34,11 +34,11 @@ import optax
 
 from ..checks import require
 from ..optimizers import muon, scale_by_muon
-from ..optimizers.matrices import numbers_by_path
 from .comparison import by_run, grid, spread, tuned
-from .language_model import Session, Sweep, Task, TaskConfig, session
+from .language_model import Task, TaskConfig
 from .msign_convergence import scalar_map
-from .panels import band, bowl, whiskers
+from .panels import band, bowl, rate_axis, whiskers
+from .session import Session, session
 
 MOSAIC = [['b1', 'snr', 'shapes'], ['grid', 'curve', 'training']]
 PAPER = {0.05: 3.503, 0.1: 3.374, 0.2: 3.325, 0.4: 3.314, 0.8: 3.543}
@@ -122,9 +122,9 @@ def run(
     settings = [(b1, b2, 0.0) for b2 in B2 for b1 in B1]
     settings += [(0.9, b2, snr) for b2 in B2 for snr in SNR]
     simulate = lambda: _simulated_adam(c, key, settings)
-    _record(launch, 'simulated', len(settings), simulate)
+    launch.record('simulated', len(settings), simulate)
     count = len(SIGNS) * len(SHAPES)
-    _record(launch, 'shapes', count, lambda: _muon_by_shape(key))
+    launch.record('shapes', count, lambda: _muon_by_shape(key))
     _train_all(c, c.task(data_dir), launch, parallel)
   return launch.records.rows
 
@@ -133,17 +133,6 @@ def _total_steps(c: Config) -> int:
   """Steps of all runs together, for the progress bar."""
   runs = len(c.learning_rates) + c.seeds - 1 + c.seeds * len(c.rms)
   return runs * c.steps
-
-
-def _record(
-  launch: Session, label: str, count: int, rows: Callable[[], Iterable[dict]]
-) -> None:
-  """Adds rows under a label, unless an earlier launch added all of them."""
-  records = launch.records
-  if len(records.of(label)) < count:
-    records.keep(lambda row: row['run'] != label)
-    for step, row in enumerate(rows(), start=1):
-      records.add({'run': label, 'step': step, **row})
 
 
 def _simulated_adam(c: Config, key, settings) -> Iterable[dict]:
@@ -202,12 +191,10 @@ def _train_all(c: Config, task: Task, launch: Session, parallel) -> None:
   }
   probes = task.batches(jax.random.fold_in(launch.key, 1))(0, c.probes)
   sweeps = {
-    name: Sweep(
+    name: c.sweep(
       task,
       make,
       name,
-      steps=c.steps,
-      log_every=max(1, c.steps // c.log_points),
       parallel=parallel,
       varies='rms' if name == 'muon' else None,
       measure=functools.partial(_measure, task, make, jnp.asarray(probes)),
@@ -230,12 +217,9 @@ def _measure(task: Task, make: Callable, probes: jax.Array, state) -> dict:
   setting = state.opt_state.hyperparams['setting']
   optimizer = make(lambda count: 1.0, 0.0, setting)
   inner_state, _ = state.opt_state.inner_state
-  numbers = numbers_by_path(task.shapes, task.model.dimension_numbers)
 
   def matrices(tree):
-    leaves = jax.tree_util.tree_leaves_with_path(tree)
-    found = [x for path, x in leaves if numbers[path] is not None]
-    return jnp.concatenate([x.reshape(-1) for x in found])
+    return jnp.concatenate([x.ravel() for x in task.matrices(tree).values()])
 
   def direction(gradient):
     updates, _ = optimizer.update(gradient, inner_state, state.params)
@@ -372,14 +356,8 @@ def _plot_grid(runs, ax):
   """AdamW's learning rate bowl, from which Muon's rate is taken."""
   points = grid(runs, optimizer='adamw')
   bowl(ax, points, color=COLORS['adamw'], label='AdamW')
-  rates = [rate for rate, _ in points]
-  ax.set_xscale('log', base=2)
-  ax.set_xticks(rates, [f'{rate:g}' for rate in rates])
-  ax.set(
-    xlabel='learning rate',
-    ylabel='final validation loss [nats per byte]',
-    title="star: AdamW's optimum, the rate of all runs of Muon",
-  )
+  title = "star: AdamW's optimum, the rate of all runs of Muon"
+  rate_axis(ax, [rate for rate, _ in points], title)
   ax.legend()
 
 

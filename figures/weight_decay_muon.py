@@ -39,12 +39,12 @@ import matplotlib
 import numpy as np
 
 from ..optimizers import muon
-from ..optimizers.matrices import numbers_by_path, to_matrices
 from ..training.schedules import schedule
 from .comparison import by_run, grid, spread, tuned
-from .language_model import Sweep, Task, TaskConfig, session
+from .language_model import Task, TaskConfig
 from .momentum_ablation import gradients_averaged
-from .panels import band, bowl
+from .panels import band, bowl, rate_axis
+from .session import session
 
 MOSAIC = [['gap', 'grid'], ['rms', 'norm']]
 PAPER_GAPS = {'24k': 0.023, '66k': -0.017}
@@ -101,12 +101,10 @@ def run(
     muon, momentum=MOMENTUM, dimension_numbers=task.model.dimension_numbers
   )
   with session(workdir, key, _total_steps(c)) as launch:
-    sweep = Sweep(
+    sweep = c.sweep(
       task,
       lambda rate, decay: matrices(rate, weight_decay=decay),
       'muon',
-      steps=c.steps,
-      log_every=max(1, c.steps // c.log_points),
       parallel=parallel,
       warmup=WARMUP,
       measure=functools.partial(_sizes, task),
@@ -126,15 +124,13 @@ def _sizes(task: Task, state) -> dict[str, jax.Array]:
 
   And, for each kind of matrix, the largest spectral norm in units of s c.
   """
-  numbers = numbers_by_path(state.params, task.model.dimension_numbers)
   sizes, flat = {}, []
-  for path, leaf in jax.tree_util.tree_leaves_with_path(state.params):
-    if numbers[path] is not None:
-      w = to_matrices(leaf, numbers[path])[0]
-      unit = UPDATE_RMS * max(w.shape) ** 0.5 * ITERATED
-      name, norm = f'norm_{path[-2].key}', jnp.linalg.norm(w, 2) / unit
-      sizes[name] = jnp.maximum(sizes.get(name, 0.0), norm)
-      flat.append(w.ravel())
+  for path, (w,) in task.matrices(state.params).items():
+    unit = UPDATE_RMS * max(w.shape) ** 0.5 * ITERATED
+    name = f'norm_{path.split("/")[-2]}'  # Before its "kernel".
+    norm = jnp.linalg.norm(w, 2) / unit
+    sizes[name] = jnp.maximum(sizes.get(name, 0.0), norm)
+    flat.append(w.ravel())
   return sizes | {'weight_rms': jnp.sqrt(jnp.mean(jnp.concatenate(flat) ** 2))}
 
 
@@ -275,14 +271,9 @@ def _plot_grid(runs, style, ax):
   points = {decay: grid(runs, weight_decay=decay) for decay in style}
   for decay in style:
     bowl(ax, points[decay], **style[decay])
-  rates = sorted({rate for pairs in points.values() for rate, _ in pairs})
-  ax.set_xscale('log', base=2)
-  ax.set_xticks(rates, [f'{rate:g}' for rate in rates])
-  ax.set(
-    xlabel='learning rate',
-    ylabel='final validation loss [nats per byte]',
-    title='the same grid for all (star: optimum, hollow: at the edge)',
-  )
+  rates = [rate for pairs in points.values() for rate, _ in pairs]
+  title = 'the same grid for all (star: optimum, hollow: at the edge)'
+  rate_axis(ax, rates, title)
   ax.legend(loc='upper center')
 
 

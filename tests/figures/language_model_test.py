@@ -5,7 +5,8 @@ import numpy as np
 import optax
 import pytest
 
-from kexue.figures.language_model import Session, Sweep, Task, TaskConfig
+from kexue.figures.language_model import Sweep, Task, TaskConfig
+from kexue.figures.session import Session
 from kexue.models import TransformerConfig
 from kexue.optimizers import muon
 from kexue.training.data import Dataset
@@ -187,3 +188,15 @@ def test_a_config_that_cannot_run_is_refused(change, message):
   TaskConfig().check()
   with pytest.raises(ValueError, match=message):
     TaskConfig(**change).check()
+
+
+def test_the_matrices_of_a_task_are_what_muon_trains(task):
+  params = task.init(KEY)
+  found = task.matrices(params)
+  assert found['layers_0/attention/query/kernel'].shape == (1, 16, 16)
+  assert found['layers_0/mlp/up/kernel'].shape == (1, 16, 48)
+  assert len(found) == 7 and 'embedding/embedding' not in found
+  # Of a tree from which the other leaves are gone as well.
+  state = muon(0.1, dimension_numbers=task.model.dimension_numbers).init(params)
+  momentum = optax.tree.get(state, 'momentum')
+  assert task.matrices(momentum).keys() == found.keys()

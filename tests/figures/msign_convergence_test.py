@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from kexue.figures import msign_convergence
+from kexue.figures.language_model import Task
 from kexue.figures.msign_convergence import (
   BINS,
   MOSAIC,
@@ -123,6 +124,7 @@ class Quadratic:
 
   shapes = {'kernel': jnp.zeros([8, 16]), 'bias': jnp.zeros(16)}
   model = types.SimpleNamespace(dimension_numbers=None)
+  matrices = Task.matrices
   init = staticmethod(lambda key: Quadratic.shapes)
 
   def loss(self, params, variables, batch, key):

@@ -4,7 +4,14 @@ import matplotlib.figure
 import numpy as np
 import pytest
 
-from kexue.figures.panels import band, bowl, scaling, whiskers
+from kexue.figures.panels import (
+  band,
+  bowl,
+  final_losses,
+  rate_axis,
+  scaling,
+  whiskers,
+)
 
 
 @pytest.fixture
@@ -59,3 +66,28 @@ def test_scaling_draws_points_and_the_law_through_them(ax):
   labels = ax.get_legend_handles_labels()[1]
   assert labels == ['Muon: L = 63.25 C^-0.150', 'AdamW']
   assert ax.get_xscale() == ax.get_yscale() == 'log'
+
+
+def test_the_rate_axis_has_a_tick_for_each_rate_once(ax):
+  rate_axis(ax, [0.4, 0.1, 0.1, 0.2], 'a title')
+  assert [label.get_text() for label in ax.get_xticklabels()] == [
+    '0.1',
+    '0.2',
+    '0.4',
+  ]
+  assert ax.get_xscale() == 'log' and ax.get_title() == 'a title'
+  assert ax.get_ylabel() == 'final validation loss [nats per byte]'
+
+
+def test_final_losses_say_their_means_and_reach_over_the_seeds(ax):
+  spreads = {
+    'a': dict(mean=2.0, min=1.5, max=4.0),
+    'b': dict(mean=1.0, min=1.0, max=1.0),
+  }
+  final_losses(ax, spreads, {'a': 'red'}, 'a title')
+  assert [text.get_text().strip() for text in ax.texts] == ['2.000', '1.000']
+  assert [label.get_text() for label in ax.get_xticklabels()] == ['a', 'b']
+  (bar, _) = (c.lines[2][0].get_segments()[0] for c in ax.containers)
+  np.testing.assert_allclose(bar[:, 1], [1.5, 4.0])
+  colors = [c.lines[0].get_color() for c in ax.containers]
+  assert colors == ['red', 'black']

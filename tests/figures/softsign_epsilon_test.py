@@ -8,7 +8,7 @@ import matplotlib.figure
 import numpy as np
 import pytest
 
-from kexue.figures import softsign_epsilon
+from kexue.figures import language_model, softsign_epsilon
 from kexue.figures.softsign_epsilon import (
   MOSAIC,
   PROBED,
@@ -160,7 +160,7 @@ def test_descent_is_tuned_over_the_same_grid(monkeypatch):
       calls.append((self.name, settings.get('setting'), tuple(rates)))
       return {'learning_rate': rates[1]}
 
-  monkeypatch.setattr(softsign_epsilon, 'Sweep', Recorder)
+  monkeypatch.setattr(language_model, 'Sweep', Recorder)
   launch = types.SimpleNamespace(key=jax.random.key(0))
   rate = softsign_epsilon._train_all(CONFIG, None, launch, 'jit')
   assert rate == 0.1

@@ -9,7 +9,8 @@ import numpy as np
 import optax
 import pytest
 
-from kexue.figures import update_rms
+from kexue.figures import language_model, update_rms
+from kexue.figures.language_model import Task
 from kexue.figures.update_rms import (
   B1,
   B2,
@@ -121,6 +122,8 @@ def test_muon_follows_the_maps_of_its_coefficients(monkeypatch):
 class Quadratic:
   """A task whose gradient at any weights is the mean of the batch."""
 
+  matrices = Task.matrices
+
   def __init__(self):
     self.shapes = {'kernel': jnp.zeros([2, 2]), 'bias': jnp.zeros(2)}
     self.model = types.SimpleNamespace(dimension_numbers=None)
@@ -161,7 +164,7 @@ def test_muon_is_trained_at_the_learning_rate_of_adamw(monkeypatch):
       calls.append((self.name, tuple(rates), settings.get('setting')))
       return {'learning_rate': 0.5}
 
-  monkeypatch.setattr(update_rms, 'Sweep', Recorder)
+  monkeypatch.setattr(language_model, 'Sweep', Recorder)
   config = Config(learning_rates=(0.1, 0.5, 0.7), rms=(0.2, 0.4))
   launch = types.SimpleNamespace(key=KEY)
   _train_all(config, config.task(), launch, 'jit')
