@@ -1,5 +1,6 @@
 """Models in flax linen, thin over pure functions."""
 
+from .lora import LoRADense
 from .transformer import (
   Transformer,
   TransformerConfig,
@@ -8,6 +9,7 @@ from .transformer import (
 )
 
 __all__ = [
+  'LoRADense',
   'Transformer',
   'TransformerConfig',
   'next_token_loss',

@@ -1,7 +1,7 @@
 r"""LoRA-Pro: the adapters take the steps of full fine-tuning.
 
 Shapes: a pair `a` [..., in, r], `b` [..., r, out] adapts the weight
-:math:`W_0 + s A B` of `y = x @ w`, see `kexue.lowrank.lora`.
+:math:`W_0 + s A B` of `y = x @ w`, see `kexue.lowrank.lora_gradient`.
 
 References:
   Su, `Aligning with full fine-tuning, II
@@ -18,7 +18,7 @@ import jax.numpy as jnp
 import optax
 
 from ..checks import require, require_one_of
-from ..lowrank.lora import (
+from ..lowrank.lora_gradient import (
   FREE_CHOICES,
   lora_equivalent_gradient,
   lora_pro_gradient,

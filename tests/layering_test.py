@@ -82,7 +82,9 @@ print(sorted(set(sys.modules) & set({FOREIGN!r})), set(flags.FLAGS) - before)
   assert result.stdout.strip() == '[] set()', result.stdout
 
 
-@pytest.mark.parametrize('room', ['optimizers', 'models', 'training'])
+@pytest.mark.parametrize(
+  'room', ['lowrank', 'optimizers', 'models', 'training']
+)
 def test_public_names_exist_and_are_sorted(room):
   package = __import__(f'kexue.{room}', fromlist=['__all__'])
   assert package.__all__ == sorted(

@@ -1,0 +1,101 @@
+"""No swap enlarges the volume, however bad the start."""
+
+import hypothesis
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from hypothesis import strategies as st
+from jax.sharding import PartitionSpec as P
+
+from kexue.lowrank import deim, maximum_volume
+
+pytestmark = pytest.mark.usefixtures('quick_compilation')
+
+
+def basis(n=24, k=5, *, seed=0, batch=(), dtype=np.float64):
+  rng = np.random.default_rng(seed)
+  x = rng.normal(size=(2, *batch, n, k))
+  x = x[0] + 1j * x[1] if np.issubdtype(dtype, np.complexfloating) else x[0]
+  return np.linalg.qr(x)[0].astype(dtype)
+
+
+def largest(v, rows):
+  v, rows = np.asarray(v, np.result_type(v, np.float64)), np.asarray(rows)
+  return np.abs(v @ np.linalg.inv(v[rows])).max()
+
+
+@hypothesis.settings(deadline=None, max_examples=30, derandomize=True)
+@hypothesis.given(
+  seed=st.integers(0, 2**31),
+  dtype=st.sampled_from([np.float32, np.float64, np.complex64]),
+  tolerance=st.sampled_from([0.01, 0.5]),
+)
+def test_no_swap_enlarges_the_volume(seed, dtype, tolerance):
+  v = basis(seed=seed, dtype=dtype)
+  with jax.enable_x64(dtype == np.float64):
+    rows = maximum_volume(v, tolerance=tolerance)
+  assert rows.dtype == jnp.int32 and len({*rows.tolist()}) == 5
+  assert largest(v, rows) <= 1 + tolerance + 1e-5
+  # Hence the chosen rows are well conditioned.
+  chosen = v[np.asarray(rows)]
+  inverse = np.linalg.norm(np.linalg.inv(chosen), 2)
+  assert inverse <= np.sqrt(1 + 5 * 19 * (1 + tolerance) ** 2)
+  volume = lambda rows: np.abs(np.linalg.det(v[np.asarray(rows)]))
+  assert volume(rows) >= volume(deim(v)) * (1 - 1e-4)
+
+
+def test_swaps_are_needed_and_can_be_limited():
+  with jax.enable_x64(True):
+    v = basis(200, 10)
+    start = maximum_volume(v, max_swaps=0)
+    assert start.tolist() == deim(v).tolist()
+    sizes = [
+      np.abs(np.linalg.det(v[maximum_volume(v, max_swaps=k)]))
+      for k in (0, 1, 2)
+    ]
+    assert sizes[0] * 1.01 < sizes[1] and sizes[1] * 1.01 < sizes[2]
+    assert largest(v, start) > 1.05
+    assert largest(v, maximum_volume(v)) <= 1.01 + 1e-9
+
+
+@pytest.mark.parametrize('dtype', [np.float32, np.float64])
+def test_a_start_that_is_as_bad_as_can_be(dtype):
+  # The right singular vectors of Kahan's matrix, of which DEIM fails.
+  s, c = np.sin(1.2), np.cos(1.2)
+  upper = np.eye(60) - c * np.triu(np.ones((60, 60)), 1)
+  v = np.linalg.svd(s ** np.arange(60)[:, None] * upper)[2][:59].T
+  with jax.enable_x64(dtype == np.float64):
+    v = v.astype(dtype)
+    assert largest(v, deim(v)) > 1e6
+    assert largest(v, maximum_volume(v)) <= 1.02
+
+
+@pytest.mark.parametrize('fill', [0.0, 1.0])
+def test_deficient_rank_leaves_rows_distinct(fill):
+  for shape in ((6, 3), (3, 3), (5, 1), (1, 1)):
+    rows = maximum_volume(np.full(shape, fill, np.float32)).tolist()
+    assert len({*rows}) == shape[1] and max(rows) < shape[0]
+
+
+def test_batches_are_vmapped_and_sharded():
+  v = jnp.asarray(basis(batch=(8,), dtype=np.float32))
+  mesh = jax.make_mesh((8,), ('x',), axis_types=(jax.sharding.AxisType.Auto,))
+  expected = np.stack([maximum_volume(x) for x in v])
+  shard = jax.shard_map(
+    maximum_volume, mesh=mesh, in_specs=P('x'), out_specs=P('x')
+  )
+  for run in (maximum_volume, jax.vmap(maximum_volume), jax.jit(shard)):
+    np.testing.assert_array_equal(run(v), expected)
+
+
+def test_wrong_arguments_are_named():
+  v = np.ones((4, 2))
+  for name, call in {
+    'v: got shape': lambda: maximum_volume(v[0]),
+    'v: got': lambda: maximum_volume(v.T),
+    'tolerance: got 0': lambda: maximum_volume(v, tolerance=0),
+    'max_swaps: got -1': lambda: maximum_volume(v, max_swaps=-1),
+  }.items():
+    with pytest.raises(ValueError, match=f'^{name}'):
+      call()
