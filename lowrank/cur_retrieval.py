@@ -17,7 +17,7 @@ from .cur_index import (
   require_integer,
   take_rows,
 )
-from .cur_search import Retrieved, cur_search
+from .cur_search import Retrieved, cur_search, require_search
 
 
 def cur_retrieval(
@@ -81,8 +81,7 @@ def cur_retrieval(
   if anchors is None:
     anchors = min(2 * landmarks, total)
   require_integer('anchors', anchors, 1, total)
-  require_integer('rescore', rescore, 0, count - landmarks)
-  require_integer('top_k', top_k, 1, landmarks + rescore)
+  require_search(count, landmarks, top_k, rescore, rounds, ridge)
   queries, keys = as_arrays(queries, keys)
   chosen, others = _split(total, anchors, key)
   index = cur_index(

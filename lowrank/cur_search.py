@@ -116,12 +116,8 @@ def cur_search(
   expected = (total, None)[-first.ndim :] if first.ndim else (None,)
   require_shape('start', first, expected)
   size = first.shape[-1]
-  require_integer('rescore', rescore, 0, count - size)
-  require_integer('rounds', rounds, 1, 2**31)
-  require_integer('top_k', top_k, 1, size + rescore)
+  require_search(count, size, top_k, rescore, rounds, ridge)
   require_integer('batch_size', batch_size, 1, 2**31)
-  if isinstance(ridge, int | float):
-    require(ridge > 0, 'ridge', ridge, 'a number above 0')
   first = jnp.broadcast_to(first.astype(jnp.int32), (total, size))
   found = _search(
     score_fn,
@@ -135,6 +131,15 @@ def cur_search(
     batch_size=batch_size,
   )
   return Retrieved(*found, total * (size + rescore))
+
+
+def require_search(count, size, top_k, rescore, rounds, ridge) -> None:
+  """Checks what a search of `count` keys does after `size` of them."""
+  require_integer('rescore', rescore, 0, count - size)
+  require_integer('top_k', top_k, 1, size + rescore)
+  require_integer('rounds', rounds, 1, 2**31)
+  if isinstance(ridge, int | float):
+    require(ridge > 0, 'ridge', ridge, 'a number above 0')
 
 
 @functools.partial(

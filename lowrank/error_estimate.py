@@ -148,8 +148,12 @@ def error_estimate(
     >>> 1 <= float(error.spectral) < 3
     True
   """
-  require(probes >= 1, 'probes', probes, '1 or more')
-  require(power_iterations >= 0, 'power_iterations', power_iterations, '>= 0')
+  for name, value, least in (
+    ('probes', probes, 1),
+    ('power_iterations', power_iterations, 0),
+  ):
+    good = isinstance(value, int) and value >= least
+    require(good, name, value, f'an integer of at least {least}')
   functions = is_operator(a) or is_operator(approximation)
   estimate = _estimate if functions else _estimate_arrays
   return estimate(a, approximation, key, probes, power_iterations)

@@ -12,6 +12,7 @@ from jax.typing import ArrayLike
 from ..checks import require
 from .arrays import over_batch, precise
 from .deim import as_basis
+from .pivoted_qr import pivoted_qr
 
 
 def maximum_volume(
@@ -24,13 +25,13 @@ def maximum_volume(
 
   .. math:: B \leftarrow B - B_{:j} (B_{i:} - e_j^T) / B_{ij}.
 
-  From the pivots of LU with partial pivoting, the largest entry is swapped in
-  until :math:`|B_{ij}| \le 1 + \tau` (Goreinov et al.). Then
-  :math:`\|V_I^{-1}\|_2 \le \sqrt{1 + k (n - k) (1 + \tau)^2}` for orthonormal
-  columns. It depends on their span alone, but for the start.
+  The largest entry is swapped in until :math:`|B_{ij}| \le 1 + \tau` (Goreinov
+  et al.). Then :math:`\|V_I^{-1}\|_2 \le \sqrt{1 + k (n - k) (1 + \tau)^2}` for
+  orthonormal columns. It depends on their span alone.
 
-  Deviation: `B` starts from the unit triangular factor, so that `v` may have
-  deficient rank.
+  Deviation: the start is `q_deim`, not the pivots of LU, from which more swaps
+  are needed and whose triangular factor, at worst, has an inverse like
+  :math:`2^k`, so that no digit of `B` is right.
 
   Args:
     v: [..., n, k], k <= n.
@@ -67,15 +68,12 @@ def _maximum_volume(v: jax.Array, tolerance, max_swaps) -> jax.Array:
 
 
 def _swap(v: jax.Array, *, tolerance: float, max_swaps: int) -> jax.Array:
-  """`maximum_volume` of one matrix, its rows in the order of the pivots."""
-  n, k = v.shape
-  lu, _, order = jax.lax.linalg.lu(v)
-  b = jax.lax.linalg.triangular_solve(
-    lu[:k],
-    jnp.tril(lu, -1) + jnp.eye(n, k, dtype=v.dtype),
-    lower=True,
-    unit_diagonal=True,
-  )
+  """`maximum_volume` of one matrix."""
+  _, r, rows = pivoted_qr(v.mT, v.shape[-1])
+  triangle = r[:, rows]
+  # Past the rank the rows of `r` are zero, and so are these columns of `b`.
+  triangle = triangle + jnp.diag(jnp.where(jnp.diag(triangle) == 0, 1, 0))
+  b = jax.scipy.linalg.solve_triangular(triangle, r).T
 
   def size(b, rows):
     return jnp.abs(b).at[rows].set(0)  # Of the chosen rows: the identity.
@@ -91,7 +89,6 @@ def _swap(v: jax.Array, *, tolerance: float, max_swaps: int) -> jax.Array:
     b = b - jnp.outer(b[:, j] / b[i, j], row)
     return b, rows.at[j].set(i.astype(jnp.int32)), count + 1
 
-  rows = jnp.arange(k, dtype=jnp.int32) + jnp.zeros_like(order, shape=(k,))
-  count = jnp.zeros_like(order, shape=())
+  count = jnp.zeros_like(rows, shape=())
   _, rows, _ = jax.lax.while_loop(more, step, (b, rows, count))
-  return order[rows]
+  return rows

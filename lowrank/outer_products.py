@@ -114,7 +114,7 @@ def best_weights(
     [r], complex for complex terms; zero for terms that vanish.
   """
   x, y, sizes, exponent = terms
-  sizes = jnp.where(there, sizes[indices], 0)
+  sizes = sizes[indices]
   chosen = Terms(x[:, indices] * there, y[indices], sizes, exponent)
   gram = inner_products(chosen, chosen)
   target = inner_products(chosen, terms) @ terms.sizes

@@ -65,8 +65,8 @@ def pinv(
   The article defines :math:`A^+` as the limit of
   :math:`(A^H A + \epsilon I)^{-1} A^H`, the solution of least norm of
   :math:`\min_B \|A B - I\|_F`. Here it comes from the SVD,
-  :math:`V S^+ U^H`, which does not square the condition number. Its derivative, at constant rank, is that of Golub and Pereyra: with
-  :math:`P = A^+`
+  :math:`V S^+ U^H`, which does not square the condition number. Its derivative,
+  at constant rank, is that of Golub and Pereyra: with :math:`P = A^+`
 
   .. math::
     dP = -P \, dA \, P + P P^H dA^H (I - A P) + (I - P A) dA^H P^H P,

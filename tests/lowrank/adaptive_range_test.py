@@ -77,7 +77,7 @@ def of_keys(a, rtol, keys, power_iterations=1):
 
 
 def of_one(a, rtol, max_rank=20):
-  return adaptive_range(a, rtol=rtol, max_rank=max_rank, key=KEY)
+  return adaptive_range(a, rtol=rtol, max_rank=max_rank, key=KEY, block=10)
 
 
 @hypothesis.settings(deadline=None, max_examples=25, derandomize=True)
@@ -139,6 +139,12 @@ def test_what_a_basis_of_rounding_errors_would_find():
   assert check(of_one(ones, 1e-5), ones, 1e-5, atol=1e-5) == 1
   ones[:, 3] = 1e6  # One huge column.
   assert check(of_one(ones, 1e-2), ones, 1e-2, atol=1e-5) == 1
+
+
+def test_a_block_wider_than_what_is_left():
+  a = np.float32(gaussian(6, 6))
+  result = adaptive_range(a, rtol=1e-5, max_rank=6, key=KEY, block=4)
+  assert check(result, a, 1e-5, atol=1e-5) == 6
 
 
 def test_the_limit_of_the_rank_is_reached():

@@ -10,8 +10,6 @@ from kexue.lowrank.outer_products import outer_products
 
 pytestmark = pytest.mark.usefixtures('quick_compilation')
 
-RANDOM = np.random.default_rng(0)
-
 
 @jax.jit
 def subtracted(x, y):
@@ -24,9 +22,10 @@ def refitted(x, y):
 
 
 def matrices(dtype, seed=0):
-  x, y = np.random.default_rng(seed).normal(size=(2, 8, 8))
+  real, imaginary = np.random.default_rng(seed).normal(size=(2, 2, 8, 8))
+  x, y = real
   if np.issubdtype(dtype, np.complexfloating):
-    x, y = x + 1j * y[::-1], y - 1j * x[::-1]
+    x, y = real + 1j * imaginary
   scale = np.geomspace(1, 4, 8)
   return (x[:5] * scale).astype(dtype), y[:, :4].astype(dtype)
 
@@ -61,7 +60,7 @@ def searched(v, rank, refit):
   return sorted(min(added, kept, key=residual))
 
 
-@pytest.mark.parametrize('seed', range(8))
+@pytest.mark.parametrize('seed', range(4))
 @pytest.mark.parametrize('dtype', [np.float32, np.complex64])
 @pytest.mark.parametrize('refit', [False, True])
 def test_choices_are_those_of_the_search(seed, dtype, refit):
@@ -93,18 +92,12 @@ def test_choices_are_distinct_whatever_comes(greedy):
     assert len({*greedy(a, b).tolist()}) == 4
 
 
-def test_both_directions_are_needed():
-  """Of 4 out of 8, over some seeds, each is the better one at times."""
-  better = set()
-  for seed in range(8):
-    v = vectors(*matrices(np.float32, seed))
-    found = searched(v, 4, False)
-    forward = []
-    for _ in range(4):
-      residual = lambda kept: np.linalg.norm(v.sum(1) - v[:, kept].sum(1))
-      forward.append(least(v, forward, residual))
-    better.add(sorted(forward) == found)
-  assert better == {True, False}
+def test_leaving_out_may_be_better_than_adding():
+  """Adding ends three off the sum of four, leaving out one off."""
+  x = np.float32([[4, -3, -5, 9, -6, -3, 3, 5]])
+  found = subtracted(x, np.ones((8, 1), np.float32))
+  assert found.tolist() == [2, 3, 4, 7]
+  assert abs(x[0, found].sum() - x.sum()) == 1
 
 
 def test_refitting_skips_what_is_spanned():

@@ -13,19 +13,23 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from kexue.lowrank import column_row, column_row_matmul
-from kexue.lowrank.column_row import METHODS, WEIGHTS
+from kexue.lowrank.column_row import METHODS
 
 pytestmark = pytest.mark.usefixtures('quick_compilation')
 
 KEY = jax.random.key(0)
 RANDOM = np.random.default_rng(0)
-EVERY = [(m, w) for m in METHODS for w in WEIGHTS]
+# Programs take long to compile, so that not every weighting has every test.
+EVERY = [
+  *((method, 'unbiased') for method in METHODS),
+  ('norm_iid', 'optimal'),
+  ('top_norm', 'optimal'),
+  ('greedy', 'optimal'),
+]
 REAL = [(*how, np.float32) for how in EVERY]
 COMPLEX = [
   ('norm_systematic', 'optimal', np.complex64),
   ('bernoulli', 'optimal', np.complex64),
-  ('greedy', 'unbiased', np.complex64),
-  ('greedy', 'optimal', np.complex64),
 ]
 
 
@@ -71,11 +75,10 @@ def test_optimal_weights_are_those_of_least_squares(method, dtype):
   error = np.linalg.norm(assembled(x, y, (indices, weights)) - x @ y)
   assert error == pytest.approx(best, rel=1e-4)
   # The choice of "greedy" depends on the weights.
-  if method != 'greedy' and dtype == np.float32:
+  if (method, 'unbiased', dtype) in REAL and method != 'greedy':
     plain = column_row(x, y, 3, **options)
     assert error <= np.linalg.norm(assembled(x, y, plain) - x @ y)
-    if method != 'bernoulli':
-      np.testing.assert_array_equal(plain.indices, indices)
+    np.testing.assert_array_equal(plain.indices, indices)
 
 
 @pytest.mark.parametrize(
@@ -181,7 +184,6 @@ def test_doubles_stay(method, weights):
   [
     ('norm_iid', 'optimal'),
     ('norm_systematic', 'unbiased'),
-    ('uniform', 'unbiased'),
     ('bernoulli', 'unbiased'),
     ('top_norm', 'unbiased'),
     ('greedy', 'unbiased'),
@@ -194,19 +196,23 @@ def test_transformations_agree(method, weights):
     column_row_matmul, rank=3, method=method, weights=weights
   )
   expected = [run(a, b, key=KEY) for a, b in zip(x, y, strict=True)]
-  mesh = jax.make_mesh((8,), ('d',), axis_types=(jax.sharding.AxisType.Auto,))
+  devices = jax.devices()[:4]  # Of two products each, which `vmap` maps.
+  mesh = jax.make_mesh(
+    (4,), ('d',), (jax.sharding.AxisType.Auto,), devices=devices
+  )
   shard = jax.shard_map(
     lambda x, y, key: run(x, y, key=key),
     mesh=mesh,
     in_specs=(jax.P('d'), jax.P('d'), jax.P()),
     out_specs=jax.P('d'),
   )
-  # Batches are mapped by `vmap`, whose draws are those of one product.
-  for found in (run(x, y, key=KEY), jax.jit(shard)(x, y, KEY)):
-    np.testing.assert_allclose(found, expected, rtol=2e-4, atol=2e-4)
+  found = jax.jit(shard)(x, y, KEY)
+  np.testing.assert_allclose(found, expected, rtol=2e-4, atol=2e-4)
 
 
-@pytest.mark.parametrize('method, weights, dtype', COMPLEX)
+@pytest.mark.parametrize(
+  'method, weights, dtype', [COMPLEX[0], ('greedy', 'unbiased', np.float32)]
+)
 def test_gradients_are_those_of_the_smaller_product(method, weights, dtype):
   x, y = matrices(dtype=dtype)
   options = dict(method=method, weights=weights, key=KEY)

@@ -10,7 +10,9 @@ import pytest
 from hypothesis import strategies as st
 from jax.sharding import PartitionSpec as P
 
-from kexue.lowrank import CURIndex, cur_index, cur_search
+from kexue.lowrank import CURIndex, cur_search
+
+pytestmark = pytest.mark.usefixtures('quick_compilation')
 
 RANK, ANCHORS, KEYS, QUERIES = 3, 8, 40, 6
 
@@ -133,7 +135,7 @@ def test_rounds_find_more_than_one():
   points = rng.uniform(size=(300, 2)).astype(np.float32)
   queries = rng.uniform(size=(90, 2)).astype(np.float32)
   kernel = lambda a, b: jnp.exp(-20 * jnp.sum((a[:, None] - b) ** 2, -1))
-  index = cur_index(kernel, queries[:40], points, landmarks=8, batch_size=40)
+  index = CURIndex(kernel(queries[:40], points), jnp.arange(8))
   exact = np.asarray(kernel(queries[40:], points))
   best = np.argsort(-exact, axis=1)[:, :10]
 
@@ -148,7 +150,9 @@ def test_rounds_find_more_than_one():
       rounds=rounds,
       batch_size=50,
     )
-    hits = [np.isin(a, b).mean() for a, b in zip(found.indices, best)]
+    hits = [
+      np.isin(a, b).mean() for a, b in zip(found.indices, best, strict=True)
+    ]
     return np.mean(hits)
 
   once, often = recall(1), recall(4)
@@ -160,7 +164,7 @@ def test_jit_batches_and_shard_map_agree():
   scores = rng.normal(size=(ANCHORS + 16, KEYS)).astype(np.float32)
   index = index_of(scores, [3, 17, 30, 5])
   call = functools.partial(cur_search, look_up, index, keys=jnp.arange(KEYS))
-  options = dict(top_k=4, rescore=6, rounds=2)
+  options = dict(top_k=4, rescore=4, rounds=1)
   form = lambda x: call(queries=x, **options)[:2]
   expected = form(scores[ANCHORS:])
   mesh = jax.make_mesh((8,), ('x',), (jax.sharding.AxisType.Auto,))
@@ -178,10 +182,11 @@ def test_scores_are_differentiable_in_the_queries():
   linear = lambda q, k: q @ k.T
   rng = np.random.default_rng(0)
   x = rng.normal(size=(12, 2)).astype(np.float32)
-  index = cur_index(linear, x[:6], x, landmarks=2)
-  find = lambda q: cur_search(linear, index, q, x, top_k=1, rescore=3)
+  index = CURIndex(linear(x[:6], x), jnp.arange(2))
+  options = dict(top_k=1, rescore=3, rounds=1)
+  find = jax.jit(lambda q: cur_search(linear, index, q, x, **options))
   best = find(x[6:8]).indices[:, 0]
-  gradient = jax.grad(lambda q: find(q).scores.sum())(x[6:8])
+  gradient = jax.jit(jax.grad(lambda q: find(q).scores.sum()))(x[6:8])
   np.testing.assert_allclose(gradient, x[best], rtol=1e-6)
 
 

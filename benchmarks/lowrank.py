@@ -1,0 +1,256 @@
+"""The low-rank room against numpy, SciPy, scikit-learn and scikit-matter.
+
+Matrices U diag(s) V^T with random orthonormal U and V, of 1000 x 800 and
+4000 x 3000, s_j = 10^(-(j - 1) / 15) ("fast") and 1 / j ("slow"), rank 50:
+
+- SVD: `numpy.linalg.svd`, scikit-learn's `randomized_svd` with QR between the
+  power iterations, ours with as many;
+- interpolative: `scipy.linalg.interpolative.interp_decomp`, ours by method;
+- CUR: scikit-matter's `CUR` of features and of samples, ours by method. The
+  core is not part of its time, and is part of ours.
+
+Errors are Frobenius norms over that of the best approximation of rank 50; for
+scikit-matter's with the optimal core. float64 where nothing else is said, the
+same matrix for all. Rounds are interleaved; what takes over five seconds runs
+once. Compilation is apart: the first call less the median. Each number of
+threads is a process of its own, bound to as many cores. Run it alone:
+
+  pip install skmatter
+  python benchmarks/lowrank.py [--rounds=7] [--sizes=1000x800,4000x3000]
+"""
+
+import argparse
+import functools
+import os
+import pathlib
+import subprocess
+import sys
+import tempfile
+import time
+
+RANK = 50
+SPECTRA = {
+  'fast': lambda j: 10.0 ** -(j / 15),
+  'slow': lambda j: 1 / (j + 1),
+}
+SLOW = 5.0  # Seconds from which one round has to do.
+
+
+def matrix_file(folder, size, name):
+  return pathlib.Path(folder) / f'{size}-{name}.npy'
+
+
+def save_matrices(folder, sizes):
+  """Once for all processes, by one set of bases for both spectra."""
+  import numpy as np
+
+  for size in sizes:
+    m, n = map(int, size.split('x'))
+    rng = np.random.default_rng(0)
+    u = np.linalg.qr(rng.standard_normal((m, n)))[0]
+    v = np.linalg.qr(rng.standard_normal((n, n)))[0]
+    for name, spectrum in SPECTRA.items():
+      np.save(
+        matrix_file(folder, size, name), (u * spectrum(np.arange(n))) @ v.T
+      )
+
+
+def peers(a):
+  """Calls that take a seed, and what makes an approximation of the result."""
+  import numpy as np
+  from scipy.linalg import interpolative as scipy_id
+  from sklearn.utils.extmath import randomized_svd as sklearn_svd
+
+  single = a.astype(np.float32)
+
+  def sklearn(x, q):
+    return lambda seed: sklearn_svd(
+      x, RANK, n_iter=q, power_iteration_normalizer='QR', random_state=seed
+    )
+
+  def truncated(result):
+    u, s, vh = result
+    return (u[:, :RANK] * s[:RANK]) @ vh[:RANK]
+
+  def scipy(rand):
+    return lambda seed: scipy_id.interp_decomp(a, RANK, rand=rand)
+
+  def from_scipy(result):
+    order, z = result
+    return scipy_id.reconstruct_matrix_from_id(a[:, order[:RANK]], order, z)
+
+  calls = {
+    'numpy.linalg.svd': (
+      lambda seed: np.linalg.svd(a, full_matrices=False),
+      truncated,
+    ),
+    'scikit-learn, q = 2': (sklearn(a, 2), truncated),
+    'scikit-learn, q = 7': (sklearn(a, 7), truncated),
+    'scikit-learn, q = 2, float32': (sklearn(single, 2), truncated),
+    'scikit-learn, q = 7, float32': (sklearn(single, 7), truncated),
+    'interp_decomp, rand=True': (scipy(True), from_scipy),
+    'interp_decomp, rand=False': (scipy(False), from_scipy),
+  }
+  return calls | skmatter(a)
+
+
+def skmatter(a):
+  """Rows and columns by scikit-matter, if it is installed."""
+  import numpy as np
+
+  try:
+    from skmatter.feature_selection import CUR as Features
+    from skmatter.sample_selection import CUR as Samples
+  except ImportError:
+    return {}
+
+  def select(seed):
+    columns = Features(n_to_select=RANK, recompute_every=1).fit(a)
+    rows = Samples(n_to_select=RANK, recompute_every=1).fit(a)
+    return rows.selected_idx_, columns.selected_idx_
+
+  def product(result):
+    rows, columns = result
+    qc = np.linalg.qr(a[:, columns])[0]
+    qr = np.linalg.qr(a[rows].T)[0]
+    return qc @ (qc.T @ a @ qr) @ qr.T
+
+  return {'skmatter CUR': (select, product)}
+
+
+def ours(a):
+  """Ours by name, each against one of the peers."""
+  import jax
+  import jax.numpy as jnp
+  import numpy as np
+
+  from kexue.lowrank import cur, interpolative, randomized_svd
+
+  double, single = jnp.asarray(a), jnp.asarray(a, jnp.float32)
+
+  def call(function, x, **options):
+    run = jax.jit(functools.partial(function, rank=RANK, **options))
+    return lambda seed: jax.block_until_ready(run(x, key=jax.random.key(seed)))
+
+  def triples(result):
+    u, s, vh = map(np.asarray, result)
+    return (u * s) @ vh
+
+  def columns(result):
+    indices, coefficients = map(np.asarray, result)
+    return a[:, indices] @ coefficients
+
+  def product(result):
+    return np.asarray(result.c) @ np.asarray(result.u) @ np.asarray(result.r)
+
+  calls = {}
+  for q in (2, 7):
+    for label, x in (('', double), (', float32', single)):
+      calls[f'randomized_svd, q = {q}{label}'] = (
+        call(randomized_svd, x, power_iterations=q),
+        triples,
+        f'scikit-learn, q = {q}{label}',
+      )
+  for method in ('pivoted_qr', 'randomized', 'strong_rrqr', 'osinsky'):
+    rand = 'False' if method == 'pivoted_qr' else 'True'
+    calls[f'interpolative, {method}'] = (
+      call(interpolative, double, method=method),
+      columns,
+      f'interp_decomp, rand={rand}',
+    )
+  for method in ('randomized', 'pivoted_qr', 'deim', 'maxvol', 'osinsky'):
+    calls[f'cur, {method}'] = (
+      call(cur, double, method=method),
+      product,
+      'skmatter CUR',
+    )
+  return calls
+
+
+def measure(a, optimum, rounds):
+  """Times, error over optimum, first call and peer of each contestant."""
+  import numpy as np
+
+  calls = {name: (*pair, None) for name, pair in peers(a).items()} | ours(a)
+  times, errors, first = {}, {}, {}
+  for name, (call, approximate, _) in calls.items():
+    start = time.perf_counter()
+    result = call(0)
+    first[name], times[name] = time.perf_counter() - start, []
+    errors[name] = np.linalg.norm(a - approximate(result)) / optimum
+    if first[name] > SLOW:
+      times[name].append(first[name])
+  for seed in range(1, rounds + 1):
+    for name, (call, _, _) in calls.items():
+      if not times[name] or times[name][0] <= SLOW:
+        start = time.perf_counter()
+        call(seed)
+        times[name].append(time.perf_counter() - start)
+  base = {name: peer for name, (_, _, peer) in calls.items()}
+  return times, errors, first, base
+
+
+def table(title, times, errors, first, base):
+  import numpy as np
+
+  print(f'\n{title}\n')
+  heads = ['', 'min ms', 'median ms', 'peer', 'min / peer', 'median / peer']
+  heads += ['error / optimum', 'compile s']
+  print('| ' + ' | '.join(heads) + ' |')
+  print('|' + '---|' * len(heads))
+  for name, t in times.items():
+    peer = times.get(base[name])
+    cells = [f'{1e3 * min(t):.1f}', f'{1e3 * np.median(t):.1f}']
+    if peer:
+      cells += [base[name], f'{min(t) / min(peer):.3f}']
+      cells += [f'{np.median(t) / np.median(peer):.3f}']
+    else:
+      cells += ['', '', '']
+    cells.append(f'{errors[name]:.4f}')
+    # A peer's first call compiles nothing.
+    wait = first[name] - np.median(t)
+    cells.append(f'{wait:.1f}' if base[name] else '')
+    print(f'| {name} | ' + ' | '.join(cells) + ' |', flush=True)
+
+
+def child(args):
+  """One number of threads: bound to the cores before anything starts any."""
+  cores = sorted(os.sched_getaffinity(0))[: args.threads]
+  os.sched_setaffinity(0, cores)
+  for name in ('OMP_NUM_THREADS', 'OPENBLAS_NUM_THREADS'):
+    os.environ[name] = str(args.threads)
+  import jax
+  import numpy as np
+  import scipy
+  import sklearn
+
+  jax.config.update('jax_enable_x64', True)
+  versions = f'jax {jax.__version__}, numpy {np.__version__}, scipy '
+  versions += f'{scipy.__version__}, scikit-learn {sklearn.__version__}'
+  for size in args.sizes.split(','):
+    for name, spectrum in SPECTRA.items():
+      a = np.load(matrix_file(args.folder, size, name))
+      tail = spectrum(np.arange(RANK, min(a.shape)))
+      title = f'{size}, {name}, {args.threads} thread(s), {versions}'
+      table(title, *measure(a, np.sqrt(np.sum(tail**2)), args.rounds))
+
+
+def main():
+  parser = argparse.ArgumentParser()
+  parser.add_argument('--rounds', type=int, default=7)
+  parser.add_argument('--sizes', default='1000x800,4000x3000')
+  parser.add_argument('--threads', type=int, default=0, help='0: one, then two')
+  parser.add_argument('--folder', help=argparse.SUPPRESS)
+  args = parser.parse_args()
+  if args.folder:
+    return child(args)
+  with tempfile.TemporaryDirectory() as folder:
+    save_matrices(folder, args.sizes.split(','))
+    for threads in [args.threads] if args.threads else [1, 2]:
+      options = [f'--rounds={args.rounds}', f'--sizes={args.sizes}']
+      options += [f'--threads={threads}', f'--folder={folder}']
+      subprocess.run([sys.executable, __file__, *options], check=True)
+
+
+if __name__ == '__main__':
+  main()
