@@ -106,7 +106,8 @@ def column_row(
 
   Without chance, with weights of one, and biased:
 
-  - "top_norm": the `rank` of largest size, best if the terms are orthogonal.
+  - "top_norm": the `rank` of largest size, best if the terms are orthogonal,
+    bad if they are alike, as what the others add up to is missing.
   - "greedy": one after the other, so that the smallest residual is left by the
     weights asked for: ones, where the better of adding to none and leaving out
     of all is returned; or the best for all chosen so far, as in orthogonal

@@ -6,16 +6,17 @@ import numpy as np
 import pytest
 
 from kexue.figures import column_row_variance
-from kexue.figures.column_row_variance import (
+from kexue.figures.column_row_panels import (
   CLOSED,
   COLORS,
   FIXED,
-  MOSAIC,
   REWEIGHTED,
   TIMED,
+)
+from kexue.figures.column_row_variance import (
+  MOSAIC,
   TITLES,
   Config,
-  _gradient,
   _measured,
   _theory,
   plot,
@@ -118,8 +119,8 @@ def test_what_is_computed_is_recorded_once(tmp_path, monkeypatch):
   for name, rows in (('_theory', 2), ('_measured', 2), ('_timings', 5)):
     monkeypatch.setattr(column_row_variance, name, count(name, rows))
   arrays = np.ones((2, 3)), np.ones((3, 2))
-  monkeypatch.setattr(column_row_variance, '_gradient', lambda *_: arrays)
-  monkeypatch.setattr(column_row_variance, '_gaussian', lambda *_: arrays)
+  monkeypatch.setattr(column_row_variance, 'layer_gradient', lambda *_: arrays)
+  monkeypatch.setattr(column_row_variance, 'gaussian', lambda *_: arrays)
   config = Config(images='digits', terms=32, ranks=(4, 8), timed_shares=(0.05,))
   again = lambda: run(config, KEY, tmp_path, parallel='jit')
   rows = again()
@@ -156,15 +157,6 @@ def test_timings(monkeypatch):
   assert top['rank'] == 1 and top['shape'] == '20 x 20 x 20'
   assert top['relative_error'] == pytest.approx((19 / 20) ** 0.5)
   assert 0 < top['seconds'] <= top['median_seconds']
-
-
-def test_the_gradient_is_that_of_the_second_layer():
-  random = np.random.default_rng(0)
-  images = np.float32(random.random(size=(16, 6)))
-  labels = random.integers(0, 10, size=16)
-  x, y = _gradient(images, labels, 2, 8)
-  assert x.shape == (6, 8) and y.shape == (8, 6)
-  assert (x >= 0).all() and x.any() and y.any()
 
 
 @pytest.mark.parametrize(
