@@ -33,9 +33,9 @@ def osinsky_columns(v: ArrayLike, residual: ArrayLike) -> jax.Array:
   :math:`\sqrt{r + 1}` times the optimum of rank `r`. `O(r n (r + p))`.
 
   Deviations: the residual may be a sketch `S E` of a few rows, which preserves
-  the norms of its columns nearly; the bound then holds nearly, too. Columns of
-  negligible :math:`\|W_{l:}\|` are left out, and of a zero residual the column
-  of largest :math:`\|W_{l:}\|` is next.
+  the norms of its columns nearly; the bound then holds nearly, too. Numerators
+  within rounding of the largest count as that, so that of a zero residual the
+  column of largest :math:`\|W_{l:}\|` is next.
 
   Args:
     v: [n, r] with orthonormal columns, such as right singular vectors.
@@ -66,7 +66,7 @@ def osinsky_columns(v: ArrayLike, residual: ArrayLike) -> jax.Array:
 @jax.jit
 @precise
 def _select(v: jax.Array, residual: jax.Array) -> jax.Array:
-  """`osinsky_columns`; both parts of `both` undergo the same elimination."""
+  """`osinsky_columns`: one elimination of V^H and the residual below it."""
   n, rank = v.shape
   dtype = jnp.result_type(v, residual)
   both = jnp.concatenate([v.conj().T.astype(dtype), residual.astype(dtype)])
@@ -78,12 +78,11 @@ def _select(v: jax.Array, residual: jax.Array) -> jax.Array:
     squares = jnp.real(both * both.conj())
     weight = jnp.sum(squares[:rank], axis=0)
     cost = jnp.sum(squares[rank:], axis=0)
-    good = weight > eps * jnp.max(weight)
     quality = weight / (cost + eps * jnp.max(cost) + tiny)
-    j = jnp.argmax(jnp.where(used, -1, jnp.where(good, quality, 0)))
+    j = jnp.argmax(jnp.where(used, -1, quality))
     column = both[:, j]
-    size = jnp.where(good[j], weight[j], 1)
-    explained = jnp.where(good[j], column[:rank].conj() @ both[:rank], 0) / size
+    size = jnp.where(weight[j] > 0, weight[j], 1)
+    explained = column[:rank].conj() @ both[:rank] / size
     both = both - jnp.outer(column, explained)
     return both, used.at[j].set(True), indices.at[i].set(j.astype(jnp.int32))
 

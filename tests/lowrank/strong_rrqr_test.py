@@ -100,6 +100,13 @@ def test_swaps_run_out():
   np.testing.assert_array_equal(none.indices, pivoted_qr(a, 8).indices)
 
 
+def test_a_column_is_not_swapped_with_itself():
+  """Whose coefficient of one exceeds a threshold of one by rounding."""
+  indices, converged, swaps = strong_rrqr(cosines(0), 8, threshold=1.0)
+  assert len(set(np.asarray(indices))) == 8
+  assert bool(converged) and int(swaps) < 50
+
+
 def test_degenerate_matrices():
   rng = np.random.default_rng(0)
   deficient = rng.normal(size=(20, 3)) @ rng.normal(size=(3, 30))
