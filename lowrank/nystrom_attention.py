@@ -40,9 +40,7 @@ def segment_weights(mask: jax.Array, landmarks: int) -> jax.Array:
   """
   place = jnp.cumsum(mask, axis=-1, dtype=jnp.int32) - 1  # Among live tokens.
   live = jnp.maximum(place[..., -1:] + 1, 1)
-  # Fewer tokens than landmarks fill the first segments, one token each.
-  segment = place * landmarks // live
-  segment = jnp.where(mask, segment, -1)[..., None, :]
+  segment = jnp.where(mask, place * landmarks // live, -1)[..., None, :]
   member = segment == jnp.arange(landmarks)[:, None]
   size = jnp.sum(member, axis=-1, keepdims=True)
   return member / jnp.maximum(size, 1).astype(jnp.float32)

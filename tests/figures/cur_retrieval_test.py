@@ -17,8 +17,6 @@ from kexue.figures.cur_retrieval import (
   _calls,
   _recall,
   _regression,
-  _variants,
-  best_match,
   plot,
   run,
 )
@@ -37,35 +35,9 @@ TINY = Config(
 )
 
 
-def images(count, seed=0):
-  return jnp.asarray(np.random.default_rng(seed).random((count, 6, 6)))
-
-
-def test_best_match_is_the_largest_cosine():
-  queries, keys = images(2), images(3, seed=1)
-  found = np.asarray(best_match(queries, keys, 1))
-  flat = keys.reshape(3, -1) / jnp.linalg.norm(keys, axis=(1, 2))[:, None]
-  for i, query in enumerate(queries):
-    variants = _variants(query, 1)
-    assert variants.shape == (5 * 9, 36)
-    norms = np.linalg.norm(variants, axis=1)
-    cosines = np.asarray(variants @ flat.T) / norms[:, None]
-    np.testing.assert_allclose(found[i], cosines.max(0), rtol=1e-5)
-
-
-def test_what_was_moved_or_turned_matches():
-  image = jnp.zeros((9, 9)).at[3:6, 3:6].set(images(1)[0, :3, :3])
-  moved = [jnp.roll(image, by, (0, 1)) for by in ((1, 0), (-2, 2))]
-  turned = cur_retrieval._turn(image, jnp.float32(10))
-  keys = jnp.stack([*moved, turned, jnp.roll(image, 3, 0), image[::-1]])
-  found = best_match(image[None], keys, 2)[0]
-  np.testing.assert_allclose(found[:3], 1, atol=1e-5)
-  assert float(found[3:].max()) < 0.99  # Too far, or mirrored.
-
-
 def test_regression_on_anchors_is_ridge_regression():
   scores = np.random.default_rng(0).normal(size=(5, 4))
-  x = np.asarray(images(5).reshape(5, -1))
+  x = np.random.default_rng(1).random((5, 36))
   among, anchors = jnp.asarray(x @ x.T), np.array([0, 2, 3])
   queries = jnp.array([1, 4])
   found = _regression(jnp.asarray(scores), among, anchors, queries)
@@ -172,10 +144,13 @@ def test_run_records_once(tmp_path, monkeypatch):
   monkeypatch.setattr(
     cur_retrieval, 'best_match', lambda q, k, _: flat(q) @ flat(k).T
   )
-  heads = jax.random.normal(jax.random.key(0), (3, 2, 8, 4))
-  monkeypatch.setattr(
-    attention_error, 'trained_heads', lambda *_, **__: [*heads]
-  )
+  measured = lambda *x: [
+    {'method': name, 'landmarks': m}
+    for m in x[-1]
+    for name in attention_error.METHODS
+  ]
+  monkeypatch.setattr(attention_error, 'trained_heads', lambda *_, **__: [])
+  monkeypatch.setattr(attention_error, 'errors', measured)
   rows = run(TINY, jax.random.key(0), tmp_path, parallel='jit')
   found = [r for r in rows if 'recall' in r]
   assert len(found) == 2 * 2
@@ -193,6 +168,7 @@ def test_run_records_once(tmp_path, monkeypatch):
   'change, message',
   [
     (dict(dataset='kjv'), 'config.dataset'),
+    (dict(text='digits'), 'config.text'),
     (dict(keys=10), 'config.keys'),
     (dict(keys=10**6), 'config.keys'),
     (dict(queries=1), 'config.queries'),

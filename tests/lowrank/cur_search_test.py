@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from jax.sharding import PartitionSpec as P
 
 from kexue.lowrank import CURIndex, cur_search
+from kexue.lowrank.cur_search import _estimates
 
 pytestmark = pytest.mark.usefixtures('quick_compilation')
 
@@ -98,6 +99,12 @@ def test_scores_are_exact_and_keys_distinct(seed, size, noise, ridge):
     assert len(set(indices.tolist())) == 14
     np.testing.assert_array_equal(values, row[indices])
     assert (np.diff(values) <= 0).all()
+
+
+def test_anchors_that_agree_leave_their_mean():
+  mean, rows = jnp.arange(5.0), jnp.zeros((5, 3))
+  found = _estimates(mean, rows, jnp.array([1, 4]), jnp.ones(2), 0.03)
+  np.testing.assert_array_equal(found, mean)
 
 
 def test_every_call_leaves_no_key_out():

@@ -1,0 +1,157 @@
+"""Who takes part in `lora_alignment`, and what the rows say of each."""
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import numpy as np
+import optax
+
+from ..checks import require
+from .comparison import Row, by_run, crossing, select, spread
+
+Runs = dict[str, list[Row]]
+
+
+class Contestant(NamedTuple):
+  """An adapter's start and steps.
+
+  Attributes:
+    start: options of `lora_init`; `None`: full fine-tuning.
+    variant: of `lora_pro`; `None`: gradients as they are.
+    color: of its lines.
+  """
+
+  start: dict | None
+  variant: str | None
+  color: str
+
+
+_GA = dict(method='lora_ga', ga_scale='gd')
+CONTESTANTS = {
+  'full': Contestant(None, None, 'black'),
+  'LoRA': Contestant(dict(method='kaiming'), None, 'tab:orange'),
+  'PiSSA': Contestant(dict(method='pissa'), None, 'tab:green'),
+  'LoRA-GA': Contestant(_GA, None, 'tab:blue'),
+  'LoRA-Pro': Contestant(_GA, 'full', 'tab:red'),
+  'LoRA-Pro efficient': Contestant(_GA, 'efficient', 'tab:pink'),
+}
+# For the first step: starts and colors.
+STARTS = {
+  'LoRA': (dict(method='kaiming'), 'tab:orange'),
+  'PiSSA': (dict(method='pissa'), 'tab:green'),
+  'LoRA-GA': (_GA, 'tab:blue'),
+  'LoRA-GA stable': (dict(method='lora_ga'), 'tab:cyan'),
+}
+
+
+class Setting(NamedTuple):
+  """What adapts, and how it is shown.
+
+  Attributes:
+    task: "text" or "digits".
+    direction: the optimizer without its learning rate.
+    title: of panels.
+    score: what the runs are judged by, for labels.
+  """
+
+  task: str
+  direction: optax.GradientTransformation
+  title: str
+  score: str
+
+
+_ADAM = optax.scale_by_adam(b1=0.9, b2=0.95)
+_TEXT = 'validation loss [nats per byte]'
+SETTINGS = {
+  'adam': Setting('text', _ADAM, 'text, Adam', _TEXT),
+  'sgd': Setting('text', optax.identity(), 'text, SGD', _TEXT),
+  'digits': Setting(
+    'digits', _ADAM, 'digits, Adam', 'training loss [nats per image]'
+  ),
+}
+
+
+def names_in(setting: str) -> list[str]:
+  """Contestants: the two variants of LoRA-Pro are one for SGD."""
+  return [n for n in CONTESTANTS if setting != 'sgd' or 'efficient' not in n]
+
+
+def grid_of(runs: Runs, setting: str, name: str) -> list[tuple[float, float]]:
+  """Pairs of learning rate and final loss of the first seed."""
+  first = select(runs, setting=setting, contestant=name, seed=0)
+  ends = [rows[-1] for rows in first]
+  return sorted((row['learning_rate'], row['score']) for row in ends)
+
+
+def tuned_runs(runs: Runs, setting: str, name: str) -> list[list[Row]]:
+  """The finite runs at the learning rate that was best for the first seed."""
+  finite = [p for p in grid_of(runs, setting, name) if np.isfinite(p[1])]
+  require(bool(finite), 'records', f'none of {setting} {name}', 'a finite run')
+  rate = min(finite, key=lambda pair: pair[1])[0]
+  found = select(runs, setting=setting, contestant=name, learning_rate=rate)
+  steps = max(rows[-1]['step'] for rows in found)
+  whole = [
+    rows
+    for rows in found
+    if rows[-1]['step'] == steps and np.isfinite(rows[-1]['score'])
+  ]
+  return sorted(whole, key=lambda rows: rows[0]['seed'])
+
+
+def _steps_ratio(rows: Sequence[Row], target: float) -> float:
+  """Fraction of the steps after which a run has the loss, 1 if never."""
+  steps, scores = ([row[k] for row in rows] for k in ('step', 'score'))
+  if min(scores) > target:
+    return 1.0
+  return min(1.0, crossing(steps, scores, target) / steps[-1])
+
+
+def _summary(runs: Runs, setting: str) -> dict[str, dict]:
+  """Of each contestant: its best rate, final loss, steps and cosines.
+
+  The target of a seed is LoRA's own final loss with this seed.
+  """
+  targets = {
+    rows[0]['seed']: rows[-1]['score']
+    for rows in tuned_runs(runs, setting, 'LoRA')
+  }
+  numbers = {}
+  for name in names_in(setting):
+    best, rates = tuned_runs(runs, setting, name), grid_of(runs, setting, name)
+    pairs = [(r, targets[s]) for r in best if (s := r[0]['seed']) in targets]
+    rate = best[0][0]['learning_rate']
+    numbers[name] = {
+      'learning_rate': rate,
+      'at_the_edge_of_the_grid': rate in (rates[0][0], rates[-1][0]),
+      'final_loss': spread([rows[-1]['score'] for rows in best]),
+      'less_than_lora': spread([t - rows[-1]['score'] for rows, t in pairs]),
+      'steps_ratio': spread([_steps_ratio(*pair) for pair in pairs]),
+      'mean_cosine': float(
+        np.mean([row['cosine'] for rows in best for row in rows])
+      ),
+    }
+  return numbers
+
+
+def headline(rows: Sequence[Row]) -> dict:
+  """The headline, and for each setting what the panels show."""
+  runs = by_run(rows)
+  require('first' in runs, 'records', 'no first steps', 'their rows')
+  settings = {setting: _summary(runs, setting) for setting in SETTINGS}
+  lowest = lambda by: min(
+    (n for n in by if n != 'full'), key=lambda n: by[n]['final_loss']['mean']
+  )
+  first = runs['first']
+  ga = [row for row in first if row['start'] == 'LoRA-GA']
+  return {
+    'steps_of_lora_ga_over_lora': {
+      setting: by['LoRA-GA']['steps_ratio'] for setting, by in settings.items()
+    },
+    'lowest_adapter': {s: lowest(by) for s, by in settings.items()},
+    'largest_ratio_to_theory': max(r['missed'] / r['theory'] for r in ga),
+    'missed_at_first': {
+      name: {str(r['rank']): r['missed'] for r in first if r['start'] == name}
+      for name in STARTS
+    },
+    'by_setting': settings,
+  }
