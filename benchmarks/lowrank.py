@@ -228,7 +228,8 @@ def child(args):
   versions = f'jax {jax.__version__}, numpy {np.__version__}, scipy '
   versions += f'{scipy.__version__}, scikit-learn {sklearn.__version__}'
   for size in args.sizes.split(','):
-    for name, spectrum in SPECTRA.items():
+    for name in args.spectra.split(','):
+      spectrum = SPECTRA[name]
       a = np.load(matrix_file(args.folder, size, name))
       tail = spectrum(np.arange(RANK, min(a.shape)))
       title = f'{size}, {name}, {args.threads} thread(s), {versions}'
@@ -239,6 +240,7 @@ def main():
   parser = argparse.ArgumentParser()
   parser.add_argument('--rounds', type=int, default=7)
   parser.add_argument('--sizes', default='1000x800,4000x3000')
+  parser.add_argument('--spectra', default=','.join(SPECTRA))
   parser.add_argument('--threads', type=int, default=0, help='0: one, then two')
   parser.add_argument('--folder', help=argparse.SUPPRESS)
   args = parser.parse_args()
@@ -249,6 +251,7 @@ def main():
     for threads in [args.threads] if args.threads else [1, 2]:
       options = [f'--rounds={args.rounds}', f'--sizes={args.sizes}']
       options += [f'--threads={threads}', f'--folder={folder}']
+      options.append(f'--spectra={args.spectra}')
       subprocess.run([sys.executable, __file__, *options], check=True)
 
 

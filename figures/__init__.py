@@ -105,7 +105,7 @@ FIGURES: dict[str, Figure] = {
   ),
   'lora_alignment': Figure(
     'LoRA-GA, LoRA-Pro, arXiv 2407.05000, 2407.18242; articles 10226, 10266',
-    'adapters aligned with full fine-tuning need half the steps of LoRA',
+    'LoRA-GA needs half the steps of LoRA, LoRA-Pro ends lowest',
     '1.5',
     '8',
   ),

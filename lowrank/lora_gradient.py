@@ -5,7 +5,7 @@ with :math:`W = W_0 + s A B`, `w` [..., in, out], `a` [..., in, r], `b`
 [..., r, out]: the articles' letters with a scale. With the full gradient
 :math:`G`, those of the factors are :math:`G_A = s G B^T` and
 :math:`G_B = s A^T G`. Papers and PyTorch write :math:`W^T = W_0^T + s B A`
-instead: their :math:`A` is our :math:`B^T`, their :math:`B` our :math:`A^T`.
+instead: their :math:`A` is our :math:`A^T`, their :math:`B` our :math:`B^T`.
 
 References:
   Su, `Aligning with full fine-tuning, II
