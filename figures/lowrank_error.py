@@ -48,7 +48,7 @@ MOSAIC = [
 SHAPE = (784, 384)  # Of all but the images, if these are smaller.
 WEIGHT = 'encoder.layer.0.intermediate.dense.weight'
 TITLES = {
-  'fast': r'$s_j = 10^{-(j - 1) / 15}$, down to float32 rounding',
+  'fast': r'$s_j = 10^{-(j - 1) / 30}$',
   'slow': r'$s_j = 1 / j$',
   'step': r'$s_j = 1$ for 20, then $10^{-2}$',
   'noise': 'rank 20 and noise of a tenth',
@@ -93,8 +93,8 @@ class Config:
   def full(cls) -> 'Config':
     """More ranks, tolerances and keys."""
     return cls(
-      ranks=(5, 10, 15, 20, 30, 40, 60, 80, 120),
-      keys=10,
+      ranks=(5, 10, 20, 40, 60, 80),
+      keys=5,
       tolerances=(0.5, 0.3, 0.2, 0.1, 0.05, 0.03, 0.02, 0.01, 0.005),
       power=8,
     )
@@ -139,7 +139,7 @@ def _weights(c: Config) -> np.ndarray | None:
 def _spectra() -> dict[str, np.ndarray]:
   j = np.arange(SHAPE[1])
   return {
-    'fast': 10.0 ** -(j / 15),
+    'fast': 10.0 ** -(j / 30),
     'slow': 1 / (j + 1),
     'step': np.where(j < 20, 1.0, 0.01),
   }
