@@ -54,7 +54,14 @@ from .adapter_training import (
 )
 from .comparison import Row, by_run
 from .language_model import TaskConfig
-from .lora_contest import CONTESTANTS, SETTINGS, STARTS, headline, names_in
+from .lora_contest import (
+  CONTESTANTS,
+  SETTINGS,
+  STARTS,
+  best_rate,
+  headline,
+  names_in,
+)
 from .session import Session, session
 
 MOSAIC = [
@@ -102,7 +109,7 @@ class Config(TaskConfig):
     return cls(
       width=64,
       steps=200,
-      sgd_rates=(0.5, 1.0, 2.0, 4.0, 8.0),
+      sgd_rates=(0.7, 1.0, 1.4, 2.0, 2.8, 4.0, 5.6, 8.0),
       digits_rates=(0.008, 0.016, 0.032, 0.064, 0.128),
       digits_steps=400,
       ranks=(1, 2, 4, 8, 16),
@@ -167,7 +174,7 @@ def run(
 
 
 def _total_steps(c: Config) -> int:
-  """Steps of all runs together, for the progress bar."""
+  """Steps of the runs that are sure to come, for the progress bar."""
   total = 2 * c.pretraining_steps
   for setting in SETTINGS:
     runs = len(names_in(setting)) * (len(c.rates(setting)) + c.seeds - 1)
@@ -245,12 +252,21 @@ class Contest:
     self._trainings: dict[str | None, AdapterTraining] = {}
 
   def tune(self, name: str) -> None:
-    """Every learning rate with the first seed, the others at the best."""
+    """Every rate with the first seed, with all seeds what leads by then.
+
+    So the best one is the best of all seeds, though few rates run with all.
+    """
+    seeds = self._config.seeds
+    score = lambda rate, seed: self._train(name, rate, seed)['score']
     rates = self._config.rates(self._setting)
-    ends = [self._train(name, rate, 0) for rate in rates]
-    best = min(ends, key=lambda row: row['score'])['learning_rate']
-    for seed in range(1, self._config.seeds):
-      self._train(name, best, seed)
+    scores = {rate: [score(rate, 0)] for rate in rates}
+    ahead = 1  # Rates that `_total_steps` counts with all seeds.
+    while len(scores[rate := best_rate(scores)]) < seeds:
+      if not ahead:
+        steps = (seeds - 1) * self._config.length_of(self._setting)
+        self._launch.progress.expect(steps)
+      ahead = 0
+      scores[rate] += [score(rate, seed) for seed in range(1, seeds)]
 
   def _training(self, variant: str | None) -> AdapterTraining:
     if variant not in self._trainings:

@@ -1,6 +1,6 @@
 """Who takes part in `lora_alignment`, and what the rows say of each."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -76,26 +76,39 @@ def names_in(setting: str) -> list[str]:
   return [n for n in CONTESTANTS if setting != 'sgd' or 'efficient' not in n]
 
 
-def grid_of(runs: Runs, setting: str, name: str) -> list[tuple[float, float]]:
-  """Pairs of learning rate and final loss of the first seed."""
-  first = select(runs, setting=setting, contestant=name, seed=0)
-  ends = [rows[-1] for rows in first]
-  return sorted((row['learning_rate'], row['score']) for row in ends)
+def best_rate(scores: Mapping[float, Sequence[float]]) -> float:
+  """The rate of the lowest mean, over the seeds that each was run with.
+
+  One is run with all seeds once it leads; if it diverges for one of them it
+  leads no longer, and the next is run.
+
+  Example:
+    >>> best_rate({1.0: [2.3, 2.3], 2.0: [2.2, 3.3], 4.0: [4.0]})
+    1.0
+  """
+  return min(scores, key=lambda rate: np.mean(scores[rate]))
+
+
+def scores_of(runs: Runs, setting: str, name: str) -> dict[float, list[float]]:
+  """Final losses by learning rate, ascending."""
+  found = select(runs, setting=setting, contestant=name)
+  ends = sorted((rows[-1] for rows in found), key=lambda r: r['learning_rate'])
+  scores: dict[float, list[float]] = {}
+  for row in ends:
+    scores.setdefault(row['learning_rate'], []).append(row['score'])
+  return scores
 
 
 def tuned_runs(runs: Runs, setting: str, name: str) -> list[list[Row]]:
-  """The finite runs at the learning rate that was best for the first seed."""
-  finite = [p for p in grid_of(runs, setting, name) if np.isfinite(p[1])]
-  require(bool(finite), 'records', f'none of {setting} {name}', 'a finite run')
-  rate = min(finite, key=lambda pair: pair[1])[0]
+  """The runs at the best learning rate, the first seed first."""
+  scores = scores_of(runs, setting, name)
+  rate = best_rate(scores) if scores else None
+  finite = rate is not None and np.isfinite(np.mean(scores[rate]))
+  require(
+    finite, 'records', f'none of {setting} {name}', 'a rate of finite ends'
+  )
   found = select(runs, setting=setting, contestant=name, learning_rate=rate)
-  steps = max(rows[-1]['step'] for rows in found)
-  whole = [
-    rows
-    for rows in found
-    if rows[-1]['step'] == steps and np.isfinite(rows[-1]['score'])
-  ]
-  return sorted(whole, key=lambda rows: rows[0]['seed'])
+  return sorted(found, key=lambda rows: rows[0]['seed'])
 
 
 def _steps_ratio(rows: Sequence[Row], target: float) -> float:
@@ -117,12 +130,15 @@ def _summary(runs: Runs, setting: str) -> dict[str, dict]:
   }
   numbers = {}
   for name in names_in(setting):
-    best, rates = tuned_runs(runs, setting, name), grid_of(runs, setting, name)
+    best, rates = (
+      tuned_runs(runs, setting, name),
+      scores_of(runs, setting, name),
+    )
     pairs = [(r, targets[s]) for r in best if (s := r[0]['seed']) in targets]
     rate = best[0][0]['learning_rate']
     numbers[name] = {
       'learning_rate': rate,
-      'at_the_edge_of_the_grid': rate in (rates[0][0], rates[-1][0]),
+      'at_the_edge_of_the_grid': rate in (min(rates), max(rates)),
       'final_loss': spread([rows[-1]['score'] for rows in best]),
       'less_than_lora': spread([t - rows[-1]['score'] for rows, t in pairs]),
       'steps_ratio': spread([_steps_ratio(*pair) for pair in pairs]),

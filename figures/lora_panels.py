@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 
+import numpy as np
 from matplotlib.axes import Axes
 
 from .comparison import Row
@@ -10,8 +11,8 @@ from .lora_contest import (
   SETTINGS,
   STARTS,
   Runs,
-  grid_of,
   names_in,
+  scores_of,
   tuned_runs,
 )
 from .panels import band, bowl, whiskers
@@ -40,10 +41,11 @@ def curves(ax: Axes, runs: Runs, numbers: dict, setting: str) -> None:
 
 
 def rates(ax: Axes, runs: Runs, setting: str) -> None:
-  """The learning rate bowls of the first seed."""
+  """The learning rate bowls, each of the seeds that a rate was run with."""
   bottoms, tried = [], set()
   for name in names_in(setting):
-    points = grid_of(runs, setting, name)
+    scores = scores_of(runs, setting, name)
+    points = [(rate, float(np.mean(s))) for rate, s in scores.items()]
     tried |= {rate for rate, _ in points}
     bottoms.append(min(loss for _, loss in points))
     bowl(ax, points, color=CONTESTANTS[name].color, label=name)

@@ -51,6 +51,13 @@ class Progress:
         total=total, file=self._stream, unit='step', dynamic_ncols=True
       )
 
+  def expect(self, steps: int) -> None:
+    """Counts steps that only now turn out to be needed."""
+    self._total += steps
+    if self._bar is not None:
+      self._bar.total = self._total
+      self._bar.refresh()
+
   def skip(self, steps: int) -> None:
     """Counts steps that an earlier launch took; they say nothing of speed."""
     self._done += steps

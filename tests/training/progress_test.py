@@ -48,3 +48,15 @@ def test_other_processes_are_silent():
   progress.note('x')
   progress.close()
   assert stream.getvalue() == ''
+
+
+def test_steps_can_turn_out_to_be_more():
+  for stream, shown in (
+    (io.StringIO(), '10/30 steps'),
+    (Terminal(), '10/30'),
+  ):
+    progress = Progress(10, stream=stream)
+    progress.expect(20)
+    progress.advance(10, 'x', loss=0.0)
+    progress.close()
+    assert shown in stream.getvalue()
