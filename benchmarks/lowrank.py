@@ -12,8 +12,10 @@ Matrices U diag(s) V^T with random orthonormal U and V, of 1000 x 800 and
 Errors are Frobenius norms over that of the best approximation of rank 50; for
 scikit-matter's with the optimal core. float64 where nothing else is said, the
 same matrix for all. Rounds are interleaved; what takes over five seconds runs
-once. Compilation is apart: the first call less the median. Each number of
-threads is a process of its own, bound to as many cores. Run it alone:
+once. Compilation is apart: the first call less the median. Peers and ours are
+two processes, bound to as many cores as threads, of which one waits while the
+other works: in one, the pools of OpenBLAS and XLA are in each other's way. Run
+it alone:
 
   pip install skmatter
   python benchmarks/lowrank.py [--rounds=7] [--sizes=1000x800,4000x3000]
@@ -21,12 +23,13 @@ threads is a process of its own, bound to as many cores. Run it alone:
 
 import argparse
 import functools
+import itertools
+import multiprocessing
 import os
 import pathlib
-import subprocess
-import sys
 import tempfile
 import time
+from importlib import metadata
 
 RANK = 50
 SPECTRA = {
@@ -56,7 +59,7 @@ def save_matrices(folder, sizes):
 
 
 def peers(a):
-  """Calls that take a seed, and what makes an approximation of the result."""
+  """By name: call with a seed, approximation of its result, no peer."""
   import numpy as np
   from scipy.linalg import interpolative as scipy_id
   from sklearn.utils.extmath import randomized_svd as sklearn_svd
@@ -91,7 +94,8 @@ def peers(a):
     'interp_decomp, rand=True': (scipy(True), from_scipy),
     'interp_decomp, rand=False': (scipy(False), from_scipy),
   }
-  return calls | skmatter(a)
+  calls |= skmatter(a)
+  return {name: (*pair, None) for name, pair in calls.items()}
 
 
 def skmatter(a):
@@ -119,13 +123,14 @@ def skmatter(a):
 
 
 def ours(a):
-  """Ours by name, each against one of the peers."""
+  """The same of ours, each against one of the peers."""
   import jax
   import jax.numpy as jnp
   import numpy as np
 
   from kexue.lowrank import cur, interpolative, randomized_svd
 
+  jax.config.update('jax_enable_x64', True)
   double, single = jnp.asarray(a), jnp.asarray(a, jnp.float32)
 
   def call(function, x, **options):
@@ -167,26 +172,61 @@ def ours(a):
   return calls
 
 
-def measure(a, optimum, rounds):
-  """Times, error over optimum, first call and peer of each contestant."""
+def bind(threads):
+  """To as many cores and threads, before anything starts a pool of them."""
+  cores = sorted(os.sched_getaffinity(0))[:threads]
+  os.sched_setaffinity(0, cores)
+  for name in ('OMP_NUM_THREADS', 'OPENBLAS_NUM_THREADS'):
+    os.environ[name] = str(threads)
+
+
+def serve(pipe, contestants, file, optimum, threads):
+  """A process: names and peers of its calls, then a call each time asked."""
+  bind(threads)
   import numpy as np
 
-  calls = {name: (*pair, None) for name, pair in peers(a).items()} | ours(a)
-  times, errors, first = {}, {}, {}
-  for name, (call, approximate, _) in calls.items():
+  a = np.load(file)
+  calls = contestants(a)
+  pipe.send({name: peer for name, (_, _, peer) in calls.items()})
+  for name, seed in iter(pipe.recv, None):
+    call, approximate, _ = calls[name]
     start = time.perf_counter()
-    result = call(0)
-    first[name], times[name] = time.perf_counter() - start, []
-    errors[name] = np.linalg.norm(a - approximate(result)) / optimum
-    if first[name] > SLOW:
-      times[name].append(first[name])
+    result = call(seed)
+    seconds = time.perf_counter() - start
+    error = seed or np.linalg.norm(a - approximate(result)) / optimum
+    pipe.send((seconds, error))
+
+
+def measure(file, optimum, threads, rounds):
+  """Times, error over optimum, first call and peer of each contestant."""
+  context = multiprocessing.get_context('spawn')  # A fork has our threads.
+  pipes, base, processes = {}, {}, []
+  for contestants in (peers, ours):
+    pipe, end = context.Pipe()
+    arguments = (end, contestants, file, optimum, threads)
+    processes.append(context.Process(target=serve, args=arguments))
+    processes[-1].start()
+    end.close()  # So that a process that fails is noticed.
+    names = pipe.recv()
+    pipes |= dict.fromkeys(names, pipe)
+    base |= names
+
+  def call(name, seed):
+    pipes[name].send((name, seed))
+    return pipes[name].recv()
+
+  times, errors, first = {}, {}, {}
+  for name in base:
+    first[name], errors[name] = call(name, 0)
+    times[name] = [first[name]] if first[name] > SLOW else []
   for seed in range(1, rounds + 1):
-    for name, (call, _, _) in calls.items():
-      if not times[name] or times[name][0] <= SLOW:
-        start = time.perf_counter()
-        call(seed)
-        times[name].append(time.perf_counter() - start)
-  base = {name: peer for name, (_, _, peer) in calls.items()}
+    for name in base:
+      if first[name] <= SLOW:
+        times[name].append(call(name, seed)[0])
+  for pipe in {*pipes.values()}:
+    pipe.send(None)
+  for process in processes:
+    process.join()
   return times, errors, first, base
 
 
@@ -213,27 +253,9 @@ def table(title, times, errors, first, base):
     print(f'| {name} | ' + ' | '.join(cells) + ' |', flush=True)
 
 
-def child(args):
-  """One number of threads: bound to the cores before anything starts any."""
-  cores = sorted(os.sched_getaffinity(0))[: args.threads]
-  os.sched_setaffinity(0, cores)
-  for name in ('OMP_NUM_THREADS', 'OPENBLAS_NUM_THREADS'):
-    os.environ[name] = str(args.threads)
-  import jax
-  import numpy as np
-  import scipy
-  import sklearn
-
-  jax.config.update('jax_enable_x64', True)
-  versions = f'jax {jax.__version__}, numpy {np.__version__}, scipy '
-  versions += f'{scipy.__version__}, scikit-learn {sklearn.__version__}'
-  for size in args.sizes.split(','):
-    for name in args.spectra.split(','):
-      spectrum = SPECTRA[name]
-      a = np.load(matrix_file(args.folder, size, name))
-      tail = spectrum(np.arange(RANK, min(a.shape)))
-      title = f'{size}, {name}, {args.threads} thread(s), {versions}'
-      table(title, *measure(a, np.sqrt(np.sum(tail**2)), args.rounds))
+def versions():
+  names = ('jax', 'numpy', 'scipy', 'scikit-learn')
+  return ', '.join(f'{name} {metadata.version(name)}' for name in names)
 
 
 def main():
@@ -241,18 +263,21 @@ def main():
   parser.add_argument('--rounds', type=int, default=7)
   parser.add_argument('--sizes', default='1000x800,4000x3000')
   parser.add_argument('--spectra', default=','.join(SPECTRA))
-  parser.add_argument('--threads', type=int, default=0, help='0: one, then two')
-  parser.add_argument('--folder', help=argparse.SUPPRESS)
+  parser.add_argument('--threads', default='1,2')
   args = parser.parse_args()
-  if args.folder:
-    return child(args)
+  import numpy as np
+
+  sizes, spectra = args.sizes.split(','), args.spectra.split(',')
   with tempfile.TemporaryDirectory() as folder:
-    save_matrices(folder, args.sizes.split(','))
-    for threads in [args.threads] if args.threads else [1, 2]:
-      options = [f'--rounds={args.rounds}', f'--sizes={args.sizes}']
-      options += [f'--threads={threads}', f'--folder={folder}']
-      options.append(f'--spectra={args.spectra}')
-      subprocess.run([sys.executable, __file__, *options], check=True)
+    save_matrices(folder, sizes)
+    for size, threads, name in itertools.product(
+      sizes, map(int, args.threads.split(',')), spectra
+    ):
+      file = matrix_file(folder, size, name)
+      n = min(map(int, size.split('x')))
+      optimum = np.linalg.norm(SPECTRA[name](np.arange(RANK, n)))
+      title = f'{size}, {name}, {threads} thread(s), {versions()}'
+      table(title, *measure(file, optimum, threads, args.rounds))
 
 
 if __name__ == '__main__':
