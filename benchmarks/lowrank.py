@@ -27,6 +27,7 @@ import itertools
 import multiprocessing
 import os
 import pathlib
+import sys
 import tempfile
 import time
 from importlib import metadata
@@ -174,6 +175,7 @@ def ours(a):
 
 def bind(threads):
   """To as many cores and threads, before anything starts a pool of them."""
+  assert 'numpy' not in sys.modules
   cores = sorted(os.sched_getaffinity(0))[:threads]
   os.sched_setaffinity(0, cores)
   for name in ('OMP_NUM_THREADS', 'OPENBLAS_NUM_THREADS'):
@@ -275,7 +277,8 @@ def main():
     ):
       file = matrix_file(folder, size, name)
       n = min(map(int, size.split('x')))
-      optimum = np.linalg.norm(SPECTRA[name](np.arange(RANK, n)))
+      # A float: numpy's would load numpy where it arrives.
+      optimum = float(np.linalg.norm(SPECTRA[name](np.arange(RANK, n))))
       title = f'{size}, {name}, {threads} thread(s), {versions()}'
       table(title, *measure(file, optimum, threads, args.rounds))
 
