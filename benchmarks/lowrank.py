@@ -12,10 +12,13 @@ Matrices U diag(s) V^T with random orthonormal U and V, of 1000 x 800 and
 Errors are Frobenius norms over that of the best approximation of rank 50; for
 scikit-matter's with the optimal core. float64 where nothing else is said, the
 same matrix for all. Rounds are interleaved; what takes over five seconds runs
-once. Compilation is apart: the first call less the median. Peers and ours are
-two processes, bound to as many cores as threads, of which one waits while the
-other works: in one, the pools of OpenBLAS and XLA are in each other's way. Run
-it alone:
+once. Compilation is apart: the first call less the median.
+
+With two threads, peers and ours are bound to two cores in processes that wait
+for each other, and each has what suits it: XLA two threads and the OpenBLAS
+that it takes for small factorisations one (with two, whose idle threads spin,
+ours take twice as long); of the peers the faster of one and two threads of
+OpenBLAS. Run it alone:
 
   pip install skmatter
   python benchmarks/lowrank.py [--rounds=7] [--sizes=1000x800,4000x3000]
@@ -173,18 +176,18 @@ def ours(a):
   return calls
 
 
-def bind(threads):
-  """To as many cores and threads, before anything starts a pool of them."""
+def bind(threads, blas_threads):
+  """To cores and threads of OpenBLAS, before anything starts a pool of them."""
   assert 'numpy' not in sys.modules
   cores = sorted(os.sched_getaffinity(0))[:threads]
   os.sched_setaffinity(0, cores)
   for name in ('OMP_NUM_THREADS', 'OPENBLAS_NUM_THREADS'):
-    os.environ[name] = str(threads)
+    os.environ[name] = str(blas_threads)
 
 
-def serve(pipe, contestants, file, optimum, threads):
+def serve(pipe, contestants, file, optimum, *threads):
   """A process: names and peers of its calls, then a call each time asked."""
-  bind(threads)
+  bind(*threads)
   import numpy as np
 
   a = np.load(file)
@@ -199,40 +202,63 @@ def serve(pipe, contestants, file, optimum, threads):
     pipe.send((seconds, error))
 
 
-def measure(file, optimum, threads, rounds):
-  """Times, error over optimum, first call and peer of each contestant."""
-  context = multiprocessing.get_context('spawn')  # A fork has our threads.
-  pipes, base, processes = {}, {}, []
-  for contestants in (peers, ours):
-    pipe, end = context.Pipe()
-    arguments = (end, contestants, file, optimum, threads)
-    processes.append(context.Process(target=serve, args=arguments))
-    processes[-1].start()
+class Process:
+  """Contestants in a process of their own, with what was measured of them."""
+
+  def __init__(self, contestants, *arguments):
+    context = multiprocessing.get_context('spawn')  # A fork has our threads.
+    self._pipe, end = context.Pipe()
+    arguments = (end, contestants, *arguments)
+    self._process = context.Process(target=serve, args=arguments)
+    self._process.start()
     end.close()  # So that a process that fails is noticed.
-    names = pipe.recv()
-    pipes |= dict.fromkeys(names, pipe)
-    base |= names
+    self.base = self._pipe.recv()
+    self.times, self.errors, self.first = {}, {}, {}
 
-  def call(name, seed):
-    pipes[name].send((name, seed))
-    return pipes[name].recv()
+  def _call(self, name, seed):
+    self._pipe.send((name, seed))
+    return self._pipe.recv()
 
-  times, errors, first = {}, {}, {}
-  for name in base:
-    first[name], errors[name] = call(name, 0)
-    times[name] = [first[name]] if first[name] > SLOW else []
-  for seed in range(1, rounds + 1):
-    for name in base:
-      if first[name] <= SLOW:
-        times[name].append(call(name, seed)[0])
-  for pipe in {*pipes.values()}:
-    pipe.send(None)
+  def start(self):
+    for name in self.base:
+      first, self.errors[name] = self._call(name, 0)
+      self.first[name] = first
+      self.times[name] = [first] if first > SLOW else []
+
+  def round(self, seed):
+    for name in self.base:
+      if self.first[name] <= SLOW:
+        self.times[name].append(self._call(name, seed)[0])
+
+  def stop(self):
+    self._pipe.send(None)
+    self._process.join()
+
+
+def measure(file, optimum, threads, rounds):
+  """Times, errors over optimum, first calls and peers, by name.
+
+  Of a peer those with the number of OpenBLAS's threads that suits it best.
+  """
+  about = (file, optimum, threads)
+  processes = [Process(peers, *about, b) for b in range(1, threads + 1)]
+  processes.append(Process(ours, *about, 1))
   for process in processes:
-    process.join()
-  return times, errors, first, base
+    process.start()
+  for seed in range(1, rounds + 1):
+    for process in processes:
+      process.round(seed)
+  for process in processes:
+    process.stop()
+  results = {}
+  for x in processes:
+    for name, times in x.times.items():
+      if name not in results or min(times) < min(results[name][0]):
+        results[name] = (times, x.errors[name], x.first[name], x.base[name])
+  return results
 
 
-def table(title, times, errors, first, base):
+def table(title, results):
   import numpy as np
 
   print(f'\n{title}\n')
@@ -240,18 +266,17 @@ def table(title, times, errors, first, base):
   heads += ['error / optimum', 'compile s']
   print('| ' + ' | '.join(heads) + ' |')
   print('|' + '---|' * len(heads))
-  for name, t in times.items():
-    peer = times.get(base[name])
+  for name, (t, error, first, base) in results.items():
+    peer = base and results.get(base, (None,))[0]
     cells = [f'{1e3 * min(t):.1f}', f'{1e3 * np.median(t):.1f}']
     if peer:
-      cells += [base[name], f'{min(t) / min(peer):.3f}']
+      cells += [base, f'{min(t) / min(peer):.3f}']
       cells += [f'{np.median(t) / np.median(peer):.3f}']
     else:
       cells += ['', '', '']
-    cells.append(f'{errors[name]:.4f}')
+    cells.append(f'{error:.4f}')
     # A peer's first call compiles nothing.
-    wait = first[name] - np.median(t)
-    cells.append(f'{wait:.1f}' if base[name] else '')
+    cells.append(f'{first - np.median(t):.1f}' if base else '')
     print(f'| {name} | ' + ' | '.join(cells) + ' |', flush=True)
 
 
@@ -280,7 +305,7 @@ def main():
       # A float: numpy's would load numpy where it arrives.
       optimum = float(np.linalg.norm(SPECTRA[name](np.arange(RANK, n))))
       title = f'{size}, {name}, {threads} thread(s), {versions()}'
-      table(title, *measure(file, optimum, threads, args.rounds))
+      table(title, measure(file, optimum, threads, args.rounds))
 
 
 if __name__ == '__main__':
