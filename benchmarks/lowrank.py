@@ -226,6 +226,7 @@ class Process:
       self.times[name] = [first] if first > SLOW else []
 
   def round(self, seed):
+    time.sleep(0.1)  # Until threads of the other process spin no longer.
     for name in self.base:
       if self.first[name] <= SLOW:
         self.times[name].append(self._call(name, seed)[0])
