@@ -109,6 +109,30 @@ FIGURES: dict[str, Figure] = {
     '1.5',
     '8',
   ),
+  'surge': Figure(
+    'Surge phenomenon, arXiv 2405.14578; article 10542',
+    'the best learning rate of sign descent falls for large batches',
+    '1.5',
+    '9',
+  ),
+  'sgd_batch_size': Figure(
+    'McCandlish et al., arXiv 1812.06162, fig. 1 to 5; article 10542',
+    'the best step of SGD is eta_max / (1 + B_noise / B), steps a hyperbola',
+    '1.5',
+    '8',
+  ),
+  'epsilon_scaling': Figure(
+    'article 10563',
+    'no surge that epsilon could remove: it only makes larger batches allow more',
+    '1.5',
+    '8',
+  ),
+  'softsign_moments': Figure(
+    'articles 10563, 11280',
+    'approximate moments are off by up to 0.25; the surge outlives them',
+    '0.2',
+    '1',
+  ),
 }
 DEFAULT = 'muon_vs_adamw'
 PRESETS = ('quick', 'full')

@@ -29,11 +29,12 @@ from ..training.data import Dataset, load
 from ..training.loop import NonFiniteLoss, fit
 from ..training.records import Row
 from ..training.schedules import schedule
+from .checked import CheckedConfig
 from .session import Session
 
 
 @dataclasses.dataclass
-class TaskConfig:
+class TaskConfig(CheckedConfig):
   """What figures of one model have in common; they inherit and add to it.
 
   Args:
@@ -76,15 +77,6 @@ class TaskConfig:
     self.require_every('batch_size', lambda x: x % devices == 0, split)
     _ = self.sizes
     load(self.dataset, data_dir=data_dir)
-
-  def require_every(
-    self, name: str, good: Callable[[Any], bool], expected: str
-  ) -> None:
-    """Refuses a field, or a tuple of which one entry is not good."""
-    value = getattr(self, name)
-    values = value if isinstance(value, tuple) else (value,)
-    fine = len(values) > 0 and all(map(good, values))
-    require(fine, f'config.{name}', value, expected)
 
   @property
   def sizes(self) -> TransformerConfig:

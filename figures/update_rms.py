@@ -34,6 +34,7 @@ import optax
 
 from ..checks import require
 from ..optimizers import muon, scale_by_muon
+from ..scaling import adam_update_rms
 from .comparison import by_run, grid, spread, tuned
 from .language_model import Task, TaskConfig
 from .msign_convergence import scalar_map
@@ -96,16 +97,6 @@ class Config(TaskConfig):
     self.require_every('probes', lambda x: x >= 2, '2 or more')
     for name in ('entries', 'simulated_steps'):
       self.require_every(name, lambda x: x >= 1, '1 or more')
-
-
-def adam_rms(b1: float, snr: float = 0.0) -> float:
-  """Article 11267: the RMS of Adam's update on stationary gradients.
-
-  >>> round(float(adam_rms(0.9)), 4)
-  0.2294
-  """
-  noise = (1 - b1) / (1 + b1)
-  return np.sqrt((snr + noise) / (snr + 1))
 
 
 def run(
@@ -244,7 +235,9 @@ def _numbers(rows: list[dict]) -> dict:
   for name in ('simulated', 'shapes'):
     require(name in runs, 'records', f'no {name}', 'its rows')
   simulated = runs['simulated']
-  error = lambda row: abs(row['rms'] / adam_rms(row['b1'], row['snr']) - 1)
+  error = lambda row: abs(
+    row['rms'] / adam_update_rms(row['b1'], row['snr']) - 1
+  )
   end = lambda found: spread([rows[-1]['val_loss'] for rows in found])
   adamw = tuned(runs, optimizer='adamw')
   sizes = sorted({r['rms'] for r in rows if r.get('optimizer') == 'muon'})
@@ -260,7 +253,7 @@ def _numbers(rows: list[dict]) -> dict:
       for row in simulated
       if (row['b1'], row['snr']) == (0.9, 0.0)
     },
-    'adam_on_noise_theory': adam_rms(0.9),
+    'adam_on_noise_theory': adam_update_rms(0.9),
     'largest_error_of_adam_theory': {
       f'b2 = {b2}': max(error(row) for row in simulated if row['b2'] == b2)
       for b2 in B2
@@ -277,7 +270,9 @@ def _numbers(rows: list[dict]) -> dict:
     'gain_over_adamw_at_0.2': end(adamw)['mean'] - loss[0.2]['mean'],
     'paper_gain_over_adamw_at_0.2': round(PAPER_ADAMW - PAPER[0.2], 3),
     'rms_in_training_adamw': late(adamw, 'update_rms'),
-    'rms_in_training_adamw_theory': adam_rms(0.9, late(adamw, 'snr_measured')),
+    'rms_in_training_adamw_theory': adam_update_rms(
+      0.9, late(adamw, 'snr_measured')
+    ),
     'momentum_cosine_adamw': late(adamw, 'momentum_cosine'),
     'rms_in_training_muon_at_0.2': late(muons[0.2], 'update_rms'),
   }
@@ -295,8 +290,8 @@ def plot(rows: list[dict], axes: dict) -> dict:
   noise = [*numbers['adam_on_noise'].values()]
   axes['b1'].figure.suptitle(
     f"Adam's update on noise: {min(noise):.3f} to {max(noise):.3f} (theory "
-    f"{adam_rms(0.9):.3f}); Muon at AdamW's learning rate is best at an RMS of "
-    f'{numbers["best_rms"]:g} (Moonlight: {numbers["paper_best_rms"]:g})'
+    f"{adam_update_rms(0.9):.3f}); Muon at AdamW's learning rate is best at an "
+    f'RMS of {numbers["best_rms"]:g} (Moonlight: {numbers["paper_best_rms"]:g})'
   )
   return numbers
 
@@ -313,7 +308,9 @@ def _scatter(ax, rows, column):
 def _plot_b1(simulated, ax):
   """Noise alone, over b1."""
   b1 = np.linspace(0, 0.99, 100)
-  ax.plot(b1, adam_rms(b1), color='black', label='sqrt((1 - b1) / (1 + b1))')
+  ax.plot(
+    b1, adam_update_rms(b1), color='black', label='sqrt((1 - b1) / (1 + b1))'
+  )
   _scatter(ax, [row for row in simulated if row['snr'] == 0], 'b1')
   ax.set(xlabel='b1', title='Adam on pure noise')
   ax.legend()
@@ -322,7 +319,7 @@ def _plot_b1(simulated, ax):
 def _plot_snr(simulated, ax):
   """Signal and noise, at b1 = 0.9."""
   snr = np.geomspace(min(SNR), max(SNR))
-  ax.plot(snr, adam_rms(0.9, snr), color='black', label='article 11267')
+  ax.plot(snr, adam_update_rms(0.9, snr), color='black', label='article 11267')
   _scatter(ax, [row for row in simulated if row['snr'] > 0], 'snr')
   ax.set(
     xscale='log',
@@ -398,11 +395,13 @@ def _plot_training(runs, ax):
   steps = [row['step'] for row in adamw[0]]
   mean = lambda column: np.mean([[r[column] for r in run] for run in adamw], 0)
   label = 'theory, signal to noise at fixed weights'
-  theory = adam_rms(0.9, mean('snr_measured'))
+  theory = adam_update_rms(0.9, mean('snr_measured'))
   ax.plot(steps, theory, '--', label=label, **style)
   label = "cosine of AdamW's momentum and the next gradient"
   ax.plot(steps, mean('momentum_cosine'), color='gray', label=label)
-  ax.axhline(adam_rms(0.9), linestyle=':', label='theory, noise', **style)
+  ax.axhline(
+    adam_update_rms(0.9), linestyle=':', label='theory, noise', **style
+  )
   style = dict(color=COLORS['muon'])
   found = tuned(runs, optimizer='muon', rms=0.2)
   band(ax, found, 'update_rms', label='Muon scaled to 0.2', **style)

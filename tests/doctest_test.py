@@ -11,7 +11,15 @@ import kexue
 ROOT = pathlib.Path(kexue.__file__).parent
 MODULES = sorted(
   'kexue.' + path.relative_to(ROOT).with_suffix('').as_posix().replace('/', '.')
-  for room in ('', 'lowrank', 'optimizers', 'models', 'training', 'figures')
+  for room in (
+    '',
+    'lowrank',
+    'optimizers',
+    'scaling',
+    'models',
+    'training',
+    'figures',
+  )
   for path in (ROOT / room).glob('*.py')
   if path.stem != '__init__'
 )
@@ -24,7 +32,7 @@ def test_doctests(name):
 
 def test_public_functions_have_an_example():
   missing = []
-  for room in ('lowrank', 'optimizers', 'models', 'training'):
+  for room in ('lowrank', 'optimizers', 'scaling', 'models', 'training'):
     package = importlib.import_module(f'kexue.{room}')
     for name in package.__all__:
       thing = getattr(package, name)

@@ -83,7 +83,7 @@ print(sorted(set(sys.modules) & set({FOREIGN!r})), set(flags.FLAGS) - before)
 
 
 @pytest.mark.parametrize(
-  'room', ['lowrank', 'optimizers', 'models', 'training']
+  'room', ['lowrank', 'optimizers', 'scaling', 'models', 'training']
 )
 def test_public_names_exist_and_are_sorted(room):
   package = __import__(f'kexue.{room}', fromlist=['__all__'])

@@ -34,6 +34,13 @@ def _draws(seed: int, counter: int, count: int) -> np.ndarray:
   return np.random.Philox(key=seed, counter=counter).random_raw(count)
 
 
+def _step_draws(key, step: int, steps: int, count: int) -> np.ndarray:
+  """uint64 [steps, count]: each step has its own stretch of the stream."""
+  blocks = -(-count // 4)  # A block of Philox is four draws.
+  draws = _draws(_seed(key), step * blocks, steps * blocks * 4)
+  return draws.reshape(steps, -1)[:, :count]
+
+
 def _check_tokens(tokens: np.ndarray, length: int) -> None:
   require(np.ndim(tokens) == 1, 'tokens.shape', np.shape(tokens), '(N,)')
   require(length >= 1, 'length', length, '1 or more')
@@ -79,10 +86,8 @@ def token_batches(
   """
   _check_steps(step, steps, batch_size)
   _check_tokens(tokens, length)
-  blocks = -(-batch_size // 4)  # A block of Philox is four draws.
-  draws = _draws(_seed(key), step * blocks, steps * blocks * 4)
   # The remainder's bias is below N / 2^64.
-  starts = draws.reshape(steps, -1)[:, :batch_size] % (len(tokens) - length)
+  starts = _step_draws(key, step, steps, batch_size) % (len(tokens) - length)
   windows = np.lib.stride_tricks.sliding_window_view(tokens, length + 1)
   return windows[starts.astype(np.int64)]
 
@@ -176,4 +181,46 @@ def array_batches(
       for epoch in range(epochs[0], epochs[-1] + 1)
     ]
   )
+  return {name: array[rows] for name, array in arrays.items()}
+
+
+def drawn_batches(
+  arrays: dict[str, np.ndarray],
+  *,
+  key: jax.Array,
+  step: int,
+  steps: int,
+  batch_size: int,
+) -> dict[str, np.ndarray]:
+  """Independent batches, every example drawn anew from all of them.
+
+  As theories of gradient noise have it: shuffled batches, which do not repeat
+  an example before the epoch ends, see 1 - B / N of the noise. A pure function
+  of (key, step).
+
+  Args:
+    arrays: dict of arrays of N rows.
+    key: typed `jax.random.key`.
+    step: the first step, >= 0.
+    steps: S, how many steps, >= 1.
+    batch_size: B, 1 or more.
+
+  Returns:
+    Dict of [S, B, ...].
+
+  Raises:
+    ValueError: an argument is out of range, or rows do not agree.
+
+  Example:
+    >>> draw = functools.partial(
+    ...     drawn_batches, {'x': np.arange(3)}, key=jax.random.key(0),
+    ...     batch_size=8)
+    >>> rows = draw(step=0, steps=4)['x']
+    >>> rows.shape, bool((rows[2:] == draw(step=2, steps=2)['x']).all())
+    ((4, 8), True)
+  """
+  count = count_examples(arrays)
+  _check_steps(step, steps, batch_size)
+  rows = _step_draws(key, step, steps, batch_size) % count
+  rows = rows.astype(np.int64)
   return {name: array[rows] for name, array in arrays.items()}

@@ -118,3 +118,21 @@ def test_array_batches_take_text():
 def test_wrong_arguments_are_named(call, message):
   with pytest.raises(ValueError, match=message):
     call()
+
+
+def test_drawn_batches_are_independent_draws():
+  arrays = {'x': np.arange(20), 'y': -np.arange(20)}
+  draw = lambda **changes: batches.drawn_batches(
+    arrays, **dict(key=KEY, step=0, steps=500, batch_size=6) | changes
+  )
+  rows = draw()
+  assert rows['x'].shape == (500, 6)
+  np.testing.assert_array_equal(rows['y'], -rows['x'])
+  np.testing.assert_array_equal(draw(step=3, steps=2)['x'], rows['x'][3:5])
+  counts = np.bincount(rows['x'].ravel(), minlength=20)
+  assert abs(counts - 150).max() < 5 * np.sqrt(150)
+  # With replacement: a batch repeats an example, and may exceed their number.
+  assert min(len({*row}) for row in rows['x'].tolist()) < 6
+  assert draw(batch_size=50, steps=1)['x'].shape == (1, 50)
+  with pytest.raises(ValueError, match='batch_size: got 0'):
+    draw(batch_size=0)

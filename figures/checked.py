@@ -1,0 +1,29 @@
+"""Configurations that refuse what could not run."""
+
+import dataclasses
+from collections.abc import Callable
+from typing import Any
+
+from ..checks import require
+
+
+@dataclasses.dataclass
+class CheckedConfig:
+  """Base of configurations; theirs is a method `check`, before any work."""
+
+  def require_every(
+    self, name: str, good: Callable[[Any], bool], expected: str
+  ) -> None:
+    """Refuses a field, or a tuple of which one entry is not good.
+
+    >>> @dataclasses.dataclass
+    ... class Config(CheckedConfig):
+    ...   rates: tuple = (0.1, -1.0)
+    >>> Config().require_every('rates', lambda x: x > 0, 'positive numbers')
+    Traceback (most recent call last):
+    ValueError: config.rates: got (0.1, -1.0), expected positive numbers
+    """
+    value = getattr(self, name)
+    values = value if isinstance(value, tuple) else (value,)
+    fine = len(values) > 0 and all(map(good, values))
+    require(fine, f'config.{name}', value, expected)

@@ -1,0 +1,245 @@
+"""The best learning rate of one step: searched, probed, and in theory.
+
+At a point of a training run, for an update of the sign of the gradient of B
+images. The population is finite, so that its gradient, noise and loss are known
+without error; batches are drawn from it with replacement.
+"""
+
+import functools
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from ..optimizers import scale_by_softsign
+from ..scaling import (
+  SignLaw,
+  hessian_vector_product,
+  matrix_free_step,
+  optimal_learning_rate,
+  probe_learning_rate,
+  softsign_moments,
+  squared_norms,
+)
+from ..training.batches import drawn_batches
+from .comparison import Row
+from .image_model import ImageTask
+
+GRID = tuple(1.4**i for i in range(-3, 4))  # About the probed rate.
+FRESH = 512  # Rows of the probe beside the batch.
+CHUNK = 64  # Examples whose gradients exist at a time.
+
+
+class Moments(NamedTuple):
+  """Of the gradient of one image, trees like the parameters.
+
+  Attributes:
+    gradient: its mean, that of the population.
+    noise_std: its standard deviation, entry by entry.
+  """
+
+  gradient: Any
+  noise_std: Any
+
+
+def sign_descent(eps: float) -> optax.GradientTransformation:
+  """SoftSign at learning rate 1; its update is to be added."""
+  return optax.chain(scale_by_softsign(eps), optax.scale(-1.0))
+
+
+def exact_moments(task: ImageTask, params: Any) -> Moments:
+  """Over all images of the population but an incomplete last chunk."""
+  count = len(task.population['label']) // CHUNK
+  chunks = jax.tree.map(
+    lambda x: x[: count * CHUNK].reshape(count, CHUNK, *x.shape[1:]),
+    task.population,
+  )
+  return _moments(task, params, chunks)
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def _moments(task: ImageTask, params: Any, chunks: Any) -> Moments:
+  of_one = lambda example: jax.grad(task.mean_loss)(
+    params, jax.tree.map(lambda x: x[None], example)
+  )
+
+  def add(sums, chunk):
+    gradients = jax.vmap(of_one)(chunk)
+    plus = lambda total, g, p: total + jnp.sum(g**p, axis=0)
+    return tuple(
+      jax.tree.map(functools.partial(plus, p=p), total, gradients)
+      for p, total in enumerate(sums, start=1)
+    ), None
+
+  zeros = jax.tree.map(jnp.zeros_like, params)
+  (first, second), _ = jax.lax.scan(add, (zeros, zeros), chunks)
+  total = chunks['label'].size
+  mean = jax.tree.map(lambda x: x / total, first)
+  deviation = lambda s, m: jnp.sqrt(jnp.maximum(s / total - m**2, 0))
+  return Moments(mean, jax.tree.map(deviation, second, mean))
+
+
+def draws(task: ImageTask, key: jax.Array, count: int, rows: int) -> Any:
+  """Batches [count, rows, ...] from the population."""
+  return jax.tree.map(
+    jnp.asarray,
+    drawn_batches(task.images, key=key, step=0, steps=count, batch_size=rows),
+  )
+
+
+@functools.partial(jax.jit, static_argnums=(0, 5))
+def _losses(task, population, params, batches, rates, eps) -> jax.Array:
+  """Of the population after a step, by draw and learning rate."""
+  optimizer = sign_descent(eps)
+
+  def of(batch):
+    gradient = jax.grad(task.mean_loss)(params, batch)
+    update, _ = optimizer.update(gradient, optimizer.init(params), params)
+    moved = lambda rate: jax.tree.map(lambda x, u: x + rate * u, params, update)
+    return jax.lax.map(
+      lambda rate: task.mean_loss(moved(rate), population), rates
+    )
+
+  return jax.lax.map(of, batches)
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def noise_signs(task: ImageTask, params: Any, pairs: Any) -> Any:
+  """Signs [draws, ...] of differences of the gradients of two batches.
+
+  Args:
+    task: the model.
+    params: where it stands.
+    pairs: batches [draws, 2 * B, ...].
+  """
+
+  def of(pair):
+    half = len(pair['label']) // 2
+    first, second = (
+      jax.grad(task.mean_loss)(params, jax.tree.map(lambda x, p=p: x[p], pair))
+      for p in (slice(half), slice(half, None))
+    )
+    return jax.tree.map(lambda a, b: jnp.sign(a - b), first, second)
+
+  return jax.lax.map(of, pairs)
+
+
+def random_signs(key: jax.Array, params: Any, count: int) -> Any:
+  """Independent signs [count, ...] like the parameters."""
+  leaves, treedef = jax.tree.flatten(params)
+  keys = jax.random.split(key, len(leaves))
+  return treedef.unflatten(
+    jax.random.rademacher(k, (count, *x.shape), x.dtype)
+    for k, x in zip(keys, leaves, strict=True)
+  )
+
+
+def curvatures(task: ImageTask, params: Any, directions: Any) -> jax.Array:
+  """v^T H v [count] along directions [count, ...], H of the population."""
+  return _curvatures(task, task.population, params, directions)
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def _curvatures(task, population, params, directions) -> jax.Array:
+  product = _product(task, population, params)
+  along = lambda v: optax.tree.vdot(v, product(v))
+  return jax.lax.map(along, directions)
+
+
+def _product(task: ImageTask, population: Any, params: Any):
+  loss = task.mean_loss
+  return functools.partial(hessian_vector_product, loss, params, population)
+
+
+def theory(
+  task: ImageTask,
+  params: Any,
+  moments: Moments,
+  signs: Any,
+  batch_size: float,
+  eps: float,
+) -> float:
+  """Learning rate of `matrix_free_step`, exact moments of each entry."""
+  numbers = jnp.float32(batch_size), jnp.float32(eps)
+  population = task.population
+  return float(_theory(task, population, params, moments, signs, *numbers))
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def _theory(
+  task, population, params, moments, signs, batch_size, eps
+) -> jax.Array:
+  both = jax.tree.map(
+    lambda g, s: softsign_moments(g, s, eps, batch_size), *moments
+  )
+  mean, second = (
+    jax.tree.map(lambda _, m, i=i: m[i], moments.gradient, both) for i in (0, 1)
+  )
+  return matrix_free_step(
+    mean,
+    second,
+    gradient=moments.gradient,
+    product=_product(task, population, params),
+    signs=signs,
+  ).learning_rate
+
+
+def article_law(
+  task: ImageTask, params: Any, moments: Moments, signs: Any
+) -> SignLaw:
+  """The mean field of article 10542, its trace from independent signs."""
+  direction = jax.tree.map(jnp.sign, moments.gradient)
+  of_sign = jax.tree.map(lambda x: x[None], direction)
+  trace = float(jnp.mean(curvatures(task, params, signs)))
+  total = lambda tree: float(optax.tree.sum(squared_norms(tree)))
+  noise_scale = total(moments.noise_std) / total(moments.gradient)
+  l1 = float(optax.tree.vdot(direction, moments.gradient))
+  aligned = float(curvatures(task, params, of_sign)[0])
+  return SignLaw(l1 / trace, aligned / trace, jnp.pi / 2 * noise_scale, l1)
+
+
+def search(
+  task: ImageTask,
+  params: Any,
+  batch_size: int,
+  key: jax.Array,
+  *,
+  searched: int,
+  probed: int,
+  eps: float = 0.0,
+) -> Row:
+  """Probes the best learning rate, then searches about it.
+
+  Args:
+    task: the model.
+    params: where it stands.
+    batch_size: B.
+    key: of the draws, which probe and search do not share.
+    searched: draws of the search.
+    probed: draws of the probe.
+    eps: of SoftSign.
+
+  Returns:
+    `probe`, `measured`, and both intervals.
+  """
+  first, second = jax.random.split(key)
+  optimizer = sign_descent(eps)
+  probe = jax.jit(
+    lambda params, batches: probe_learning_rate(
+      task.mean_loss, params, batches, optimizer, batch_size=batch_size
+    )
+  )(params, draws(task, first, probed, batch_size + FRESH))
+  rates = probe.learning_rate * jnp.array(GRID)
+  batches = draws(task, second, searched, batch_size)
+  losses = _losses(task, task.population, params, batches, rates, eps)
+  best = optimal_learning_rate(rates, losses)
+  return {
+    'probe': float(probe.learning_rate),
+    'probe_low': float(probe.low),
+    'probe_high': float(probe.high),
+    'measured': float(best.learning_rate),
+    'measured_low': float(best.low),
+    'measured_high': float(best.high),
+    'at_edge': int(best.at_edge),
+  }
