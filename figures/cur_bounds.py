@@ -90,7 +90,7 @@ class Config:
 
   images: str = 'auto'
   rows: int = 256
-  ranks: tuple[int, ...] = (5, 15, 40)
+  ranks: tuple[int, ...] = (5, 20)
   seeds: int = 3
   sampled_rank: int = 10
 

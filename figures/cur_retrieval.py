@@ -25,7 +25,7 @@ to their scores. Attention: without the causal mask the model was trained with,
 as means of segments cannot have one; the error of the output relative to it.
 
 Expected: 90 % of the ten best of 2,000 keys with 64 calls (43 from the nearest
-in pixels, 186 for these alone). Cost on two CPU cores: quick 1 minute, full 5
+in pixels, 186 for these alone). Cost on two CPU cores: quick 1 minute, full 2.5
 minutes.
 """
 

@@ -93,17 +93,17 @@ class Config(TaskConfig):
   width: int = 32
   batch_size: int = 16
   steps: int = 100
-  learning_rates: tuple[float, ...] = (0.008, 0.016, 0.032, 0.064, 0.128)
-  sgd_rates: tuple[float, ...] = (1.0, 2.0, 4.0, 8.0)
+  learning_rates: tuple[float, ...] = (0.016, 0.032, 0.064, 0.128)
+  sgd_rates: tuple[float, ...] = (1.0, 2.0, 4.0)
   digits_rates: tuple[float, ...] = (0.016, 0.032, 0.064, 0.128)
-  digits_steps: int = 200
+  digits_steps: int = 150
   rank: int = 4
   ranks: tuple[int, ...] = (1, 4, 8)
-  pretraining_steps: int = 500
+  pretraining_steps: int = 300
   pretraining_rate: float = 0.03
   gradient_batches: int = 8
   log_points: int = 10
-  validation_windows: int = 128
+  validation_windows: int = 64
 
   @classmethod
   def full(cls) -> 'Config':
@@ -111,6 +111,7 @@ class Config(TaskConfig):
     return cls(
       width=64,
       steps=200,
+      learning_rates=(0.008, 0.016, 0.032, 0.064, 0.128),
       sgd_rates=(0.7, 1.0, 1.4, 2.0, 2.8, 4.0, 5.6, 8.0),
       digits_rates=(0.008, 0.016, 0.032, 0.064, 0.128),
       digits_steps=400,
@@ -118,6 +119,7 @@ class Config(TaskConfig):
       pretraining_steps=1500,
       seeds=5,
       log_points=20,
+      validation_windows=128,
     )
 
   def check(self, data_dir: str | None = None) -> None:

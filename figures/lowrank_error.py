@@ -81,7 +81,7 @@ class Config:
     power: most power iterations of the panel on normalisation.
   """
 
-  ranks: tuple[int, ...] = (5, 15, 40)
+  ranks: tuple[int, ...] = (5, 20)
   keys: int = 3
   images: str = 'auto'
   weights: str = 'auto'
