@@ -92,13 +92,13 @@ class Config(TaskConfig):
   target: str = 'wikipedia'
   width: int = 32
   batch_size: int = 16
-  steps: int = 100
+  steps: int = 80
   learning_rates: tuple[float, ...] = (0.016, 0.032, 0.064, 0.128)
   sgd_rates: tuple[float, ...] = (1.0, 2.0, 4.0)
   digits_rates: tuple[float, ...] = (0.016, 0.032, 0.064, 0.128)
-  digits_steps: int = 150
+  digits_steps: int = 120
   rank: int = 4
-  ranks: tuple[int, ...] = (1, 4, 8)
+  ranks: tuple[int, ...] = (1, 4)
   pretraining_steps: int = 300
   pretraining_rate: float = 0.03
   gradient_batches: int = 8
