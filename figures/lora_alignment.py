@@ -95,14 +95,14 @@ class Config(TaskConfig):
   steps: int = 80
   learning_rates: tuple[float, ...] = (0.016, 0.032, 0.064, 0.128)
   sgd_rates: tuple[float, ...] = (1.0, 2.0, 4.0)
-  digits_rates: tuple[float, ...] = (0.016, 0.032, 0.064, 0.128)
+  digits_rates: tuple[float, ...] = (0.016, 0.032, 0.064)
   digits_steps: int = 120
   rank: int = 4
   ranks: tuple[int, ...] = (1, 4)
-  pretraining_steps: int = 300
+  pretraining_steps: int = 200
   pretraining_rate: float = 0.03
   gradient_batches: int = 8
-  log_points: int = 10
+  log_points: int = 5
   validation_windows: int = 64
 
   @classmethod
