@@ -35,7 +35,6 @@ References:
 """
 
 import dataclasses
-import functools
 import math
 from typing import Any
 
@@ -43,17 +42,10 @@ import jax
 import jax.numpy as jnp
 from jax.typing import ArrayLike
 
-from ..checks import require, require_one_of
-from ..lowrank.arrays import precise, unit
-from ..optimizers.softsign import softsign
-from .one_step import (
-  as_floats,
-  require_batch_size,
-  require_moments,
-  require_no_negative,
-)
+from ..checks import require
+from .mean_field import mean_field_numbers
+from .one_step import as_floats, require_batch_size
 from .sgd import sgd_moments, sgd_optimal_lr
-from .sign_correlation import correlated_trace
 
 
 def _require_scale(name: str, scale: Any) -> None:
@@ -120,54 +112,6 @@ class SgdLaw:
   def surge(self) -> None:
     """The learning rate of SGD has no peak."""
     return None
-
-
-def _mean_field(
-  gradient: ArrayLike,
-  noise_std: ArrayLike,
-  hessian: ArrayLike,
-  noise_correlation: ArrayLike | None,
-  eps: ArrayLike,
-  noise_factor: float,
-  average: str,
-) -> dict[str, jax.Array]:
-  """The numbers of `SignLaw`."""
-  require_one_of('average', average, ('simple', 'small_batch'))
-  require_no_negative('eps', eps)
-  require_moments(gradient, noise_std, hessian, noise_correlation)
-  arrays = as_floats(gradient, noise_std, hessian, eps)
-  return _numbers(*arrays, noise_correlation, noise_factor, average)
-
-
-@functools.partial(jax.jit, static_argnames='average')
-@precise
-def _numbers(
-  gradient: jax.Array,
-  noise_std: jax.Array,
-  hessian: jax.Array,
-  eps: jax.Array,
-  noise_correlation: ArrayLike | None,
-  noise_factor: float,
-  average: str,
-) -> dict[str, jax.Array]:
-  direction = softsign(gradient, eps)
-  descent = direction @ gradient
-  trace = correlated_trace(hessian, noise_correlation)
-  trace = jnp.where(trace > 0, trace, jnp.nan)
-  if average == 'simple':
-    scales = jnp.broadcast_arrays(gradient, noise_std, eps)
-    (g, std, e), _ = unit(jnp.stack(scales))
-    kappa_sq = std @ std / (g @ g + e @ e)
-  else:
-    noisy = noise_std > 0
-    slope = jnp.where(noisy, gradient / jnp.where(noisy, noise_std, 1), 0)
-    kappa_sq = (descent / (slope @ gradient)) ** 2
-  return {
-    'rate': descent / trace,
-    'curvature_ratio': direction @ hessian @ direction / trace,
-    'noise_scale': noise_factor * kappa_sq,
-    'gradient_l1': descent,
-  }
 
 
 @jax.jit
@@ -245,7 +189,7 @@ class SignLaw:
       ValueError: if shapes do not fit, or for an unknown average.
     """
     return cls(
-      **_mean_field(
+      **mean_field_numbers(
         gradient,
         noise_std,
         hessian,
@@ -394,7 +338,7 @@ class SoftsignLaw(SignLaw):
     Raises:
       ValueError: for a negative `eps`, and as `SignLaw.from_moments`.
     """
-    numbers = _mean_field(
+    numbers = mean_field_numbers(
       gradient,
       noise_std,
       hessian,

@@ -138,45 +138,6 @@ def test_small_batches_are_exact_with_their_average(
   )
 
 
-def test_mean_of_ratios_is_ruled_by_the_smallest_gradient(problem, double):
-  # Why it is no option: a gradient entry that happens to vanish moves the peak
-  # anywhere, and the other averages hardly.
-  g = problem['gradient'] * [1, 1, 1e-3, 1]
-  changed = problem | {'gradient': g}
-  ratio = lambda p: np.mean((p['noise_std'] / p['gradient']) ** 2)
-  assert ratio(changed) > 1e4 * ratio(problem)
-  for average in ('simple', 'small_batch'):
-    before, after = (
-      SignLaw.from_moments(**p, average=average).surge
-      for p in (problem, changed)
-    )
-    assert 0.3 < float(after / before) < 3
-
-
-def test_the_mean_field_is_qualitative(double):
-  rng = np.random.default_rng(0)
-  batch = np.geomspace(1e-2, 1e7, 91)
-  errors, peaks = [], []
-  for _ in range(10):
-    n = 200
-    g = rng.normal(size=n) * np.exp(rng.normal(size=n))
-    std, h = np.exp(rng.normal(size=(2, n)))
-    u = np.sign(g) * np.sqrt(h)
-    hessian = np.diag(h) + rng.uniform(0, 0.2) * np.outer(u, u)
-    problem = {'gradient': g, 'noise_std': std, 'hessian': hessian}
-    exact = sign_one_step(batch, **problem).learning_rate
-    laws = [
-      SignLaw.from_moments(**problem, average=average)
-      for average in ('simple', 'small_batch')
-    ]
-    errors.append(
-      [np.max(np.abs(x.optimal_lr(batch) / exact - 1)) for x in laws]
-    )
-    peaks.append(laws[0].noise_scale / laws[1].noise_scale)
-  assert np.all(np.median(errors, axis=0) > 0.4)
-  assert np.median(peaks) > 10
-
-
 def test_softsign_numbers_of_the_table(problem, double):
   # eps, kappa^2, P.
   for eps, kappa_sq, curvature in (
@@ -256,24 +217,6 @@ def test_no_minimum_and_no_law(problem):
   assert np.isnan(nothing.rate) and np.isnan(nothing.optimal_lr(8.0))
   still = SignLaw.from_moments(**(problem | {'gradient': np.zeros(4)}))
   assert np.isinf(still.noise_scale)
-
-
-@pytest.mark.parametrize('scale', [1e-25, 1e25])
-def test_scale_of_the_gradient(problem, scale):
-  keywords = problem | {
-    'gradient': scale * problem['gradient'],
-    'noise_std': scale * problem['noise_std'],
-  }
-  for average in ('simple', 'small_batch'):
-    ours = SoftsignLaw.from_moments(
-      **keywords, eps=0.1 * scale, average=average
-    )
-    expected = SoftsignLaw.from_moments(**problem, eps=0.1, average=average)
-    np.testing.assert_allclose(
-      [ours.rate / scale, ours.curvature_ratio, ours.noise_scale],
-      [expected.rate, expected.curvature_ratio, expected.noise_scale],
-      rtol=1e-5,
-    )
 
 
 def test_wrong_arguments_are_named(problem):
