@@ -33,7 +33,7 @@ def test_tables_are_recorded_once_and_drawn(tmp_path):
   figure = matplotlib.figure.Figure()
   axes = figure.subplot_mosaic(MOSAIC)
   numbers = plot(rows, axes)
-  assert numbers['largest_z'] < 5 and numbers['compared'] == 10
+  assert numbers['largest_z'] < 5 and numbers['compared'] == 12
   # The sign's learning rate of the example at its peak, and without noise.
   peak = 0.079313828 / 0.068918919 - 1
   assert numbers['overshoot_by_eps']['0']['exact'] == pytest.approx(peak, 1e-4)
