@@ -95,7 +95,7 @@ FIGURES: dict[str, Figure] = {
     'ANNCUR and ADACUR, arXiv 2210.12579, 2305.02996; articles 9336, 8180',
     'CUR in rounds finds 90 % of the ten best keys with 3 % of the calls',
     '1',
-    '5',
+    '2.5',
   ),
   'interpolative_selection': Figure(
     'article 10501; Osinsky, arXiv 2308.09068; Gu and Eisenstat, 1996',
@@ -121,11 +121,17 @@ FIGURES: dict[str, Figure] = {
     '1.5',
     '8',
   ),
-  'epsilon_scaling': Figure(
-    'article 10563',
-    'no surge that epsilon could remove: it only makes larger batches allow more',
+  'adam_hessian': Figure(
+    'article 10588',
+    "Adam's sqrt(v) goes with |H_ii| to the power 1/2, not 1",
     '1.5',
     '8',
+  ),
+  'noise_scale': Figure(
+    'McCandlish et al., arXiv 1812.06162, fig. 4; articles 10542, 10588',
+    'the noise scale grows along a run; batch sizes agree on it',
+    '1',
+    '6',
   ),
   'softsign_moments': Figure(
     'articles 10563, 11280',
