@@ -165,7 +165,7 @@ def test_the_first_step_misses_what_the_theory_says():
     (dict(sgd_rates=(0.0,)), r'config.sgd_rates: got \(0.0,\)'),
     (dict(digits_rates=()), r'config.digits_rates: got \(\)'),
     (dict(pretraining_rate=-1.0), 'config.pretraining_rate: got -1.0'),
-    (dict(digits_steps=9), 'config.digits_steps: got 9, expected at least'),
+    (dict(digits_steps=4), 'config.digits_steps: got 4, expected at least'),
     (dict(pretraining_steps=1), 'config.pretraining_steps: got 1'),
     (dict(gradient_batches=0), 'config.gradient_batches: got 0'),
     (dict(target='nothing'), 'nothing'),

@@ -148,6 +148,7 @@ def test_a_signal_saves_and_stops_and_the_run_resumes(tmp_path, number):
     return batches(step, count)
 
   options = dict(steps=9, log_every=2)
+  before = signal.getsignal(signal.SIGINT)
   with pytest.raises(Interrupted, match='stopped at step 6 of 9'):
     fit(
       run,
@@ -157,7 +158,7 @@ def test_a_signal_saves_and_stops_and_the_run_resumes(tmp_path, number):
       checkpoints=Checkpoints(tmp_path),
       **options,
     )
-  assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+  assert signal.getsignal(signal.SIGINT) is before
   state = fit(
     run, fresh(), batches, KEY, checkpoints=Checkpoints(tmp_path), **options
   )
