@@ -1,8 +1,36 @@
 r"""Noise scales along a real training run, as the run itself can know them.
 
 Papers: McCandlish et al., arXiv 1812.06162, figures 4 and 13: the noise scale
-grows as the loss falls, by an order of magnitude; Su, article 10542: surge for
-P > 2 T; Gray et al., arXiv 2411.00999: that of the norms follows the total.
+grows as the loss falls; Su, article 10542: sign descent surges for P > 2 T;
+Gray et al., arXiv 2411.00999: the noise scale of the norms follows the total.
+
+What should be seen: B_simple = tr(Sigma) / |g|^2 grows along the run, and
+trackers that see batches of 64 and of 16 sequences of the same run agree within
+their intervals, which plain averages of |g|^2 do not.
+
+How: a byte transformer, AdamW. The step is data parallel and jitted, its
+gradient comes from `accumulate_gradients`, which leaves squared norms of the
+microbatches (or devices) behind; two `noise_scale_tracker`s, of the training
+batch and of further sequences that do not train, are part of the state. At
+looks, from fresh batches and Hessians: B_simple once more, which the trackers
+have to meet; B_noise = tr(Sigma H) / g^T H g, which the learning rate of SGD
+sees; the noise scale of the sign, between an estimate that is low and one that
+is high; and the surge index, P / 2 T_0 with noise as correlated as it is, and
+P / 2 T of the article. All with jackknife intervals of 95 per cent.
+
+Expected: the intervals of the two batch sizes overlap at all looks, the ratio
+of their estimates is 1.00 on average. B_simple of fresh batches grows from 34
+to 90 sequences between steps 50 and 400, 2.7 times. A tracker averages over its
+decay: at the first look, 50 steps after a start with gradients many times as
+large, it says 0.2 of what fresh batches do at that point, later 0.6 to 1.0,
+because the gradient comes and goes from one step to the next. B_noise is 0.3
+to 0.6 of B_simple. The surge index of the article is 90 to 20, with correlated
+noise 0.6 to 0.9, so that no surge is due. Norms have 0.7 of the total's noise scale, the last MLP 1.4.
+
+Not reproduced: a noise scale of the sign of one number; batches of 64 sequences
+leave a factor of ten between its bounds.
+
+Cost on two CPU cores: quick 1 minute, full 7 minutes.
 """
 
 import dataclasses
@@ -222,7 +250,12 @@ def _numbers(rows: list[Row]) -> dict:
   ratio = lambda a, b: spread(column(ends, a) / column(ends, b))
   return {
     'growth': spread([r[-1]['simple'] / r[0]['simple'] for r in runs]),
-    'tracked_over_fresh': ratio('training', 'simple'),
+    'tracked_over_fresh': {
+      'first': spread([r[0]['training'] / r[0]['simple'] for r in runs]),
+      'later': spread(
+        [row['training'] / row['simple'] for r in runs for row in r[1:]]
+      ),
+    },
     'noise_scale_at_the_end': spread(column(last, 'training')),
     'train_loss_at_the_end': spread(column(last, 'loss')),
     'steps_with_overlapping_intervals': float(

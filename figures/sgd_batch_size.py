@@ -1,12 +1,41 @@
-r"""Learning rate and batch size of SGD: one step, and training to a target.
+r"""Learning rate and batch size of SGD: of one step, and to a target loss.
 
-Papers: McCandlish et al., arXiv 1812.06162, equations 2.6 to 2.12 and figures
-1 to 5; Su, article 10542. For one step
+Papers: McCandlish et al., arXiv 1812.06162, equations 2.6 to 2.12; Su, article
+10542. The best step, and what it lowers the loss by, with B images are
 
     eta*(B) = eta_max / (1 + B_noise / B),  dL*(B) = dL_max / (1 + B_noise / B),
 
-and for steps S and examples E to a target loss (S / S_min - 1)(E / E_min - 1)
-= 1 with a critical batch size E_min / S_min of the order of B_noise.
+and S steps and E images to a target loss lie on a hyperbola,
+(S / S_min - 1) (E / E_min - 1) = 1, of a critical batch size E_min / S_min that
+should be of the order of B_noise along the run.
+
+What should be seen: both laws, estimated from gradients and Hessian-vector
+products, run through what a line search finds; steps to the target fall like
+1 / B below the critical batch size and hardly above it; the critical batch size
+lies between the noise scales of the start and of the target.
+
+How: a classifier of 101,770 parameters on a population of images, batches drawn
+with replacement. At stages of a run of SGD: the law from independent batches of
+1,024 images, with a jackknife over them; the probe; and the line search, the
+mean over draws of the loss of fresh images after a step, at seven learning
+rates about the probe's (parabola through the best three, bootstrap over draws).
+Then training at a constant learning rate, every learning rate of the grid at
+every batch size and seed, from one start for each seed. One set of runs says
+three things: steps to the target at the best learning rate, the best learning
+rate after a fixed number of steps, and after a fixed number of images.
+
+Expected: law over search 1.04 to 1.12 once training is under way (loss 0.77).
+At the start 0.75 to 1.1: for large batches the best step is so long that the
+loss is no quadratic. B_noise grows from 11 to 180 meanwhile, the critical batch
+size of training is 100, and the hyperbola is off by 15 per cent with two seeds.
+
+Not reproduced: an exact quadratic has the best constant learning rate grow like
+B at fixed images up to the critical batch size, and at most like its root at
+fixed steps. Here it is the other way round, 0.5 and 0.7 at the smallest
+batches: these runs end before noise is all that is left, and large batches
+are held by the edge of stability, not by noise.
+
+Cost on two CPU cores: quick 1 minute, full 6 minutes.
 """
 
 import dataclasses

@@ -98,7 +98,7 @@ def test_numbers_of_made_up_rows():
   assert 0 < numbers['largest_difference_in_standard_errors'] < 1.96
   assert numbers['other_over_training']['mean'] == pytest.approx(0.9)
   assert numbers['curvature_scale_over_simple']['min'] == pytest.approx(0.4)
-  assert numbers['tracked_over_fresh']['max'] == pytest.approx(0.8)
+  assert numbers['tracked_over_fresh']['later']['max'] == pytest.approx(0.8)
   assert numbers['surge_index']['max'] == pytest.approx(0.2)
   assert numbers['part_over_total_at_the_end']['head']['min'] == 3
   title = figure.get_suptitle()
