@@ -25,7 +25,8 @@ decay: at the first look, 50 steps after a start with gradients many times as
 large, it says 0.2 of what fresh batches do at that point, later 0.6 to 1.0,
 because the gradient comes and goes from one step to the next. B_noise is 0.3
 to 0.6 of B_simple. The surge index of the article is 90 to 20, with correlated
-noise 0.6 to 0.9, so that no surge is due. Norms have 0.7 of the total's noise scale, the last MLP 1.4.
+noise 0.6 to 0.9, so that no surge is due. Norms have 0.7 of the noise scale of
+the total, the last MLP 1.4.
 
 Not reproduced: a noise scale of the sign of one number; batches of 64 sequences
 leave a factor of ten between its bounds.
