@@ -121,9 +121,21 @@ FIGURES: dict[str, Figure] = {
     '1.5',
     '8',
   ),
+  'epsilon_scaling': Figure(
+    'article 10563',
+    'epsilon has no surge to remove; with it larger batches allow more',
+    '1.5',
+    '8',
+  ),
   'adam_hessian': Figure(
     'article 10588',
     "Adam's sqrt(v) goes with |H_ii| to the power 1/2, not 1",
+    '1.5',
+    '8',
+  ),
+  'clip_norm': Figure(
+    'article 10657',
+    'the best learning rate of the sign falls with the size of the model',
     '1.5',
     '8',
   ),
@@ -132,6 +144,12 @@ FIGURES: dict[str, Figure] = {
     'the noise scale grows along a run; batch sizes agree on it',
     '1',
     '6',
+  ),
+  'batch_size_advisor': Figure(
+    'arXiv 1812.06162, 2205.10287; articles 10542, 11280',
+    'the learning rate for 4 and 16 times the batch, from one tracked run',
+    '1.5',
+    '8',
   ),
   'softsign_moments': Figure(
     'articles 10563, 11280',

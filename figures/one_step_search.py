@@ -14,6 +14,7 @@ import optax
 
 from ..optimizers import scale_by_softsign
 from ..scaling import (
+  ProbedLearningRate,
   SignLaw,
   hessian_vector_product,
   matrix_free_step,
@@ -28,6 +29,7 @@ from .image_model import ImageTask
 
 GRID = tuple(1.4**i for i in range(-3, 4))  # About the probed rate.
 FRESH = 512  # Rows of the probe beside the batch.
+REFINED = 2  # Times the probe tries its own result.
 CHUNK = 64  # Examples whose gradients exist at a time.
 
 
@@ -199,6 +201,30 @@ def article_law(
   return SignLaw(l1 / trace, aligned / trace, jnp.pi / 2 * noise_scale, l1)
 
 
+def probes(
+  task: ImageTask,
+  params: Any,
+  batches: Any,
+  optimizer: optax.GradientTransformation,
+  batch_size: int,
+) -> tuple[ProbedLearningRate, ProbedLearningRate]:
+  """With the curvature where the step starts, and with that along it."""
+  probe = jax.jit(
+    lambda params, batches, trial: probe_learning_rate(
+      task.mean_loss,
+      params,
+      batches,
+      optimizer,
+      batch_size=batch_size,
+      trial=trial,
+    )
+  )
+  quadratic = refined = probe(params, batches, None)
+  for _ in range(REFINED):
+    refined = probe(params, batches, refined.learning_rate)
+  return quadratic, refined
+
+
 def search(
   task: ImageTask,
   params: Any,
@@ -221,20 +247,20 @@ def search(
     eps: of SoftSign.
 
   Returns:
-    `probe`, `measured`, and both intervals.
+    `probe`, `measured`, and both intervals; `quadratic`, the probe that takes
+    the loss for one.
   """
   first, second = jax.random.split(key)
-  optimizer = sign_descent(eps)
-  probe = jax.jit(
-    lambda params, batches: probe_learning_rate(
-      task.mean_loss, params, batches, optimizer, batch_size=batch_size
-    )
-  )(params, draws(task, first, probed, batch_size + FRESH))
+  batches = draws(task, first, probed, batch_size + FRESH)
+  quadratic, probe = probes(
+    task, params, batches, sign_descent(eps), batch_size
+  )
   rates = probe.learning_rate * jnp.array(GRID)
   batches = draws(task, second, searched, batch_size)
   losses = _losses(task, task.population, params, batches, rates, eps)
   best = optimal_learning_rate(rates, losses)
   return {
+    'quadratic': float(quadratic.learning_rate),
     'probe': float(probe.learning_rate),
     'probe_low': float(probe.low),
     'probe_high': float(probe.high),

@@ -4,6 +4,7 @@ from collections.abc import Sequence
 
 import numpy as np
 from matplotlib.axes import Axes
+from matplotlib.ticker import LogLocator, NullFormatter
 
 from .comparison import Row
 
@@ -52,6 +53,24 @@ def bowl(ax: Axes, points: Sequence[tuple[float, float]], **style) -> None:
     markersize=13,
     fillstyle='none' if best in (0, len(rates) - 1) else 'full',
   )
+
+
+def double_logarithmic(ax: Axes, **labels: str) -> None:
+  """Logarithmic axes with plain numbers at them, for a short range too.
+
+  Args:
+    ax: where; everything is drawn on it.
+    **labels: `xlabel`, `ylabel`, `title`.
+  """
+  ax.set_xscale('log', base=2)
+  ax.set_yscale('log')
+  low, high = ax.get_ylim()
+  subs = (1, 1.5, 2, 3, 5, 7) if high < 40 * low else (1, 3)
+  ax.yaxis.set_major_locator(LogLocator(subs=subs))
+  ax.xaxis.set_major_formatter('{x:g}')
+  ax.yaxis.set_major_formatter('{x:g}')
+  ax.yaxis.set_minor_formatter(NullFormatter())
+  ax.set(**labels)
 
 
 def rate_axis(ax: Axes, rates: Sequence[float], title: str) -> None:

@@ -5,8 +5,9 @@ from typing import NamedTuple
 
 import numpy as np
 
-from ..scaling import fit_tradeoff, optimal_learning_rate
+from ..scaling import fit_tradeoff
 from .comparison import Row, crossing, spread
+from .optima import optimum
 
 
 class Curves(NamedTuple):
@@ -56,13 +57,6 @@ def losses_after(curves: Curves, steps: float) -> np.ndarray:
   """Losses [seeds, rates] after some steps, linear in their logarithm."""
   of = lambda losses: np.interp(np.log(steps), np.log(curves.steps), losses)
   return np.apply_along_axis(of, -1, curves.losses)
-
-
-def optimum(rates: np.ndarray, losses: np.ndarray) -> dict:
-  """Of `optimal_learning_rate`, as plain numbers."""
-  best = optimal_learning_rate(rates, losses)
-  named = zip(('rate', 'low', 'high'), map(float, best[:3]), strict=True)
-  return {**dict(named), 'at_edge': bool(best.at_edge)}
 
 
 def exponents(batch_sizes: Sequence[float], rates: Sequence[float]) -> list:

@@ -5,7 +5,8 @@ from matplotlib.axes import Axes
 
 from ..scaling import steps_to_target
 from .comparison import Row
-from .panels import whiskers
+from .optima import draw_optima
+from .panels import double_logarithmic, whiskers
 from .sgd_curves import Curves
 
 BATCH = 'batch size [images]'
@@ -19,13 +20,6 @@ def _column(rows: list[Row], name: str) -> np.ndarray:
 def _bars(middle, low, high) -> np.ndarray:
   """Lengths [2, n] of error bars, of an interval that may miss the middle."""
   return np.maximum([middle - low, high - middle], 0)
-
-
-def _double_logarithmic(ax: Axes, **labels: str) -> None:
-  ax.set_xscale('log', base=2)
-  ax.set_yscale('log', base=2)
-  ax.yaxis.set_major_formatter('{x:.3g}')
-  ax.set(**labels)
 
 
 def _with_interval(ax: Axes, x, rows, name: str, **style) -> None:
@@ -51,7 +45,7 @@ def one_step(ax: Axes, rows: list[Row]) -> None:
   row = rows[0]
   scale = row['noise_scale']
   ax.axvline(scale, color='gray', linestyle=':')
-  _double_logarithmic(
+  double_logarithmic(
     ax,
     xlabel=BATCH,
     ylabel='best learning rate of one step',
@@ -70,7 +64,7 @@ def decrease(ax: Axes, rows: list[Row]) -> None:
   style = dict(fmt='o', color='black', capsize=3, label='line search')
   ax.errorbar(batches, values, np.minimum(errors, 0.9 * values), **style)
   ratio = law / values
-  _double_logarithmic(
+  double_logarithmic(
     ax,
     xlabel=BATCH,
     ylabel='decrease of the loss in one step [nats]',
@@ -119,7 +113,7 @@ def grid(ax: Axes, curves: dict[int, Curves], numbers: dict) -> None:
     style = dict(color=color, markersize=13, fillstyle=filled)
     ax.plot(found['learning_rate'], found['mean'], '*', **style)
   ticks = [*curves.values()][0].rates[::2]
-  _double_logarithmic(
+  double_logarithmic(
     ax,
     xlabel='constant learning rate',
     ylabel=f'steps to a loss of {numbers["target"]:g} nats',
@@ -147,7 +141,7 @@ def hyperbola(ax: Axes, numbers: dict) -> None:
   critical = fit['critical_batch_size']
   twice = 2 * fit['min_steps'], 2 * fit['min_examples']
   ax.plot(*twice, 'D', color='tab:red', label=f'B_crit = {critical:.0f}')
-  _double_logarithmic(
+  double_logarithmic(
     ax,
     xlabel='steps',
     ylabel='images seen',
@@ -161,18 +155,11 @@ def optima(ax: Axes, fixed: dict) -> None:
   """Best constant learning rates at both budgets, with their intervals."""
   for name, (color, marker) in BUDGETS.items():
     at = fixed[name]['optima']
-    batches = np.array([*at])
-    rate, low, high = (
-      np.array([x[k] for x in at.values()]) for k in ('rate', 'low', 'high')
-    )
-    style = dict(color=color, capsize=3, label=f'fixed {name}')
-    ax.errorbar(
-      batches, rate, _bars(rate, low, high), fmt=f'{marker}-', **style
-    )
-    hollow = [x['at_edge'] for x in at.values()]
-    ax.plot(batches[hollow], rate[hollow], f'w{marker}', markersize=3, zorder=3)
-  middle = rate[len(rate) // 2]
-  _double_logarithmic(
+    found, batches = [*at.values()], [*at]
+    style = dict(color=color, fmt=f'{marker}-', label=f'fixed {name}')
+    draw_optima(ax, batches, found, **style)
+  middle = found[len(found) // 2]['rate']
+  double_logarithmic(
     ax,
     xlabel=BATCH,
     ylabel='best constant learning rate',

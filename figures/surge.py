@@ -37,7 +37,6 @@ import optax
 from matplotlib.axes import Axes
 
 from ..optimizers import softsign_sgd
-from ..scaling import optimal_learning_rate
 from ..training import init_state, make_step, parallelize
 from .comparison import Row, by_run, select, spread
 from .image_model import ImageConfig, ImageTask
@@ -52,6 +51,8 @@ from .one_step_search import (
   sign_descent,
   theory,
 )
+from .optima import draw_optima, grid_losses, optimum
+from .panels import double_logarithmic
 from .session import Session, session
 
 MOSAIC = [
@@ -67,6 +68,7 @@ THEORIES = {
   'article': ('article 10542, mean field', 'tab:red', ':'),
   'independent': ('independent noise, exact', 'tab:orange', '--'),
   'correlated': ('correlated noise', 'tab:green', '-'),
+  'quadratic': ('probe, loss as a quadratic', 'tab:blue', '--'),
   'probe': ('probe', 'tab:blue', '-'),
 }
 EXACT = 32  # Batch size from which the probe is compared with the search.
@@ -233,26 +235,12 @@ def _train(c: Config, launch: Session, task: ImageTask, name: str, parallel):
       sweep.train(launch, learning_rate=rate, weight_decay=0.0, seed=seed)
 
 
-def grid_of(runs: dict, name: str, batch_size: int) -> tuple:
-  """Learning rates [L] and final losses [seeds, L]."""
-  found = select(runs, map=name, batch_size=batch_size)
-  ends = {(r[0]['learning_rate'], r[0]['seed']): r[-1] for r in found}
-  rates, seeds = (sorted({pair[i] for pair in ends}) for i in (0, 1))
-  loss = lambda row: row.get('train_loss') or np.inf
-  losses = [[loss(ends[rate, seed]) for rate in rates] for seed in seeds]
-  return np.array(rates), np.array(losses, np.float64)
-
-
 def _optima(runs: dict, name: str) -> dict[int, dict]:
   """Best learning rates by batch size."""
-  batches = {r[0]['batch_size'] for r in select(runs, map=name)}
-  optima = {}
-  for batch in sorted(batches):
-    best = optimal_learning_rate(*grid_of(runs, name, batch))
-    rate, low, high = map(float, best[:3])
-    at_edge = bool(best.at_edge)
-    optima[batch] = dict(rate=rate, low=low, high=high, at_edge=at_edge)
-  return optima
+  batches = sorted({r[0]['batch_size'] for r in select(runs, map=name)})
+  return {
+    b: optimum(*grid_losses(runs, map=name, batch_size=b)) for b in batches
+  }
 
 
 def _stages(rows: list[Row]) -> dict[int, list[Row]]:
@@ -300,8 +288,9 @@ def plot(rows: list[Row], axes: dict) -> dict:
   _plot_optima(axes['optima'], numbers['optima'])
   over = {n: at[str(last)] for n, at in numbers['over_search'].items()}
   said = '; '.join(
-    f'{THEORIES[name][0]} {at["min"]:.2f} to {at["max"]:.2f}'
-    for name, at in over.items()
+    f'{label} {over[name]["min"]:.2f} to {over[name]["max"]:.2f}'
+    for name, (label, *_) in THEORIES.items()
+    if name != 'independent'
   )
   axes['first'].figure.suptitle(
     f'best learning rate of a step after {last} steps, over that of a line '
@@ -322,11 +311,9 @@ def _plot_stage(ax: Axes, rows: list[Row]) -> None:
   bars = [measured - column('measured_low'), column('measured_high') - measured]
   style = dict(fmt='o', color='black', capsize=3, label='line search')
   ax.errorbar(batches, measured, np.maximum(bars, 0), **style)
-  ax.set_xscale('log', base=2)
-  ax.set_yscale('log', base=2)
-  ax.yaxis.set_major_formatter('{x:.2g}')
   row = rows[0]
-  ax.set(
+  double_logarithmic(
+    ax,
     xlabel='batch size [images]',
     ylabel='best learning rate of one step of the sign',
     title=f'after {row["stage"]} steps (loss {row["loss_at_stage"]:.2f}); '
@@ -358,7 +345,7 @@ def _plot_ratio(ax: Axes, stages: dict[int, list[Row]]) -> None:
 def _plot_map(ax: Axes, runs: dict, name: str, optima: dict) -> None:
   """Loss by learning rate and batch size, the optimum with its interval."""
   batches = sorted(optima)
-  grids = [grid_of(runs, name, batch) for batch in batches]
+  grids = [grid_losses(runs, map=name, batch_size=batch) for batch in batches]
   rates = grids[0][0]
   losses = np.array([losses.mean(0) for _, losses in grids]).T
   finite = np.where(np.isfinite(losses), losses, np.nan)
@@ -392,19 +379,12 @@ def _plot_optima(ax: Axes, optima: dict[str, dict]) -> None:
   """Optima of training, with the square root to compare."""
   for name, at in optima.items():
     batches = np.array([*at])
-    rate, low, high = (
-      np.array([x[k] for x in at.values()]) for k in ('rate', 'low', 'high')
-    )
-    bars = np.maximum([rate - low, high - rate], 0)
-    ax.errorbar(batches, rate, bars, fmt='o-', capsize=3, label=name)
-    hollow = [x['at_edge'] for x in at.values()]
-    ax.plot(batches[hollow], rate[hollow], 'wo', markersize=3, zorder=3)
-  root = rate[0] * np.sqrt(batches / batches[0])
+    batches, found = np.array([*at]), [*at.values()]
+    draw_optima(ax, batches, found, label=name)
+  root = found[0]['rate'] * np.sqrt(batches / batches[0])
   ax.plot(batches, root, ':', color='gray', label='square root')
-  ax.set_xscale('log', base=2)
-  ax.set_yscale('log', base=2)
-  ax.yaxis.set_major_formatter('{x:.2g}')
-  ax.set(
+  double_logarithmic(
+    ax,
     xlabel='batch size [images]',
     ylabel='best constant learning rate',
     title='optima of training (hollow: at the edge), bootstrap over seeds',

@@ -11,6 +11,11 @@ of which the laws of this room are special cases with assumptions: Gaussian and
 independent noise, a mean field. Nothing of the kind is needed to measure both
 expectations.
 
+A loss is a quadratic for short steps only. With the mean of `H` along a step of
+length :math:`\eta_0` in place of that at its start the formula has the best
+learning rate of the loss itself as its fixed point :math:`\eta^* = \eta_0`:
+there the slope at the step's end is zero.
+
 References:
   Su, `How should the learning rate scale when the batch size grows?
   <https://kexue.fm/archives/10542>`_, 2024, equation 3.
@@ -22,6 +27,7 @@ import jax
 import jax.numpy as jnp
 import optax
 from jax import lax
+from jax.typing import ArrayLike
 
 from ..checks import require
 from .gradients import (
@@ -69,6 +75,7 @@ def probe_learning_rate(
   *,
   batch_size: int,
   opt_state: Any | None = None,
+  trial: ArrayLike | None = None,
   confidence: float = 0.95,
   axis_name: AxisName | None = None,
 ) -> ProbedLearningRate:
@@ -101,6 +108,12 @@ def probe_learning_rate(
     batch_size: `B`, below `rows`; on each device.
     opt_state: where the optimizer stands, such as Adam's averages of the run.
       `None`: before its first step.
+    trial: a learning rate of about the result's size, above 0, such as the
+      result of a first probe. The curvature is then the mean along a step of
+      that length, :math:`u \cdot (G'_t(0) - G'_t(\eta_0)) / \eta_0`, from two
+      gradients instead of a Hessian-vector product; calls that hand their
+      results on converge to where the loss, quadratic or not, is lowest.
+      `None`: the curvature at the start.
     confidence: of the interval, in (0, 1).
     axis_name: mapped axis or axes over which the rows of each draw are split.
 
@@ -108,8 +121,8 @@ def probe_learning_rate(
     `ProbedLearningRate` of scalars.
 
   Raises:
-    ValueError: if no rows are left beside the batch, or for a confidence out of
-      range.
+    ValueError: if no rows are left beside the batch, for a trial that is not
+      positive, or for a confidence out of range.
 
   Example:
     >>> loss = lambda w, x: jnp.mean(x @ w) + 2 * jnp.sum(w**2)
@@ -127,6 +140,8 @@ def probe_learning_rate(
   examples_of(batches)
   good = isinstance(batch_size, int) and 0 < batch_size < rows
   require(good, 'batch_size', batch_size, f'1 to {rows - 1}, of {rows} rows')
+  if isinstance(trial, int | float):
+    require(trial > 0, 'trial', trial, 'a positive number')
   require_confidence(confidence)
   opt_state = optimizer.init(params) if opt_state is None else opt_state
 
@@ -140,9 +155,15 @@ def probe_learning_rate(
       mean_over(gradient, axis_name), opt_state, params
     )
     direction = jax.tree.map(jnp.negative, updates)
-    fresh, product = local_gradient_and_product(
-      loss_fn, params, rest, direction
-    )
+    if trial is None:
+      fresh, product = local_gradient_and_product(
+        loss_fn, params, rest, direction
+      )
+    else:
+      _, fresh = local_value_and_grad(loss_fn, params, rest)
+      moved = jax.tree.map(lambda x, u: x + trial * u, params, updates)
+      _, there = local_value_and_grad(loss_fn, moved, rest)
+      product = jax.tree.map(lambda a, b: (a - b) / trial, fresh, there)
     both = inner_product(direction, fresh), inner_product(direction, product)
     return None, mean_over(both, axis_name)
 

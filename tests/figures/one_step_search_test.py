@@ -106,6 +106,7 @@ def test_the_probe_is_where_the_search_is():
   assert row['probe_low'] < row['probe'] < row['probe_high']
   assert row['measured_low'] <= row['measured'] <= row['measured_high']
   assert row['probe'] == pytest.approx(row['measured'], rel=0.1)
+  assert row['quadratic'] == pytest.approx(row['probe'], rel=0.01)
   hessian = np.diag(np.arange(1.0, 7.0))
   x = task.images['image'] @ hessian
   exact = sign_optimal_lr(

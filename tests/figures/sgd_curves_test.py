@@ -9,7 +9,6 @@ from kexue.figures.sgd_curves import (
   curves_of,
   exponents,
   losses_after,
-  optimum,
   steps_to,
   tradeoff,
 )
@@ -89,11 +88,6 @@ def test_optima_of_both_budgets():
   assert found['steps']['exponents'] == pytest.approx([0.5], rel=1e-4)
   assert found['examples']['exponents'] == pytest.approx([1.0], rel=1e-4)
   assert not found['examples']['optima'][8]['at_edge']
-
-
-def test_optima_at_the_edge_say_so():
-  best = optimum(RATES, np.array([[4.0, 3.0, 2.0, 1.0]]))
-  assert best['at_edge'] is True and best['rate'] == pytest.approx(1)
 
 
 def test_exponents_are_slopes():

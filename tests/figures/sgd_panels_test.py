@@ -87,7 +87,7 @@ def test_optima_and_their_exponents(ax):
     name: {'optima': optima, 'exponents': [0.0]} for name in panels.BUDGETS
   }
   panels.optima(ax, fixed)
-  hollow = [x for x in ax.get_lines() if x.get_markerfacecolor() == 'w']
+  hollow = [x for x in ax.get_lines() if x.get_markerfacecolor() == 'white']
   assert [list(x.get_xdata()) for x in hollow] == [[32], [32]]
   other = matplotlib.figure.Figure().subplots()
   panels.exponents(other, fixed)

@@ -161,6 +161,37 @@ def test_coverage_of_the_95_percent_interval(problem):
   assert 0.91 < covered < 0.98, covered
 
 
+def test_a_trial_finds_the_minimum_of_what_is_no_quadratic():
+  """Along w = -rate the loss is cosh(1 - rate) - 1, and lowest at 1."""
+  loss = lambda w, x: jnp.mean(jnp.cosh(1 + w + 0 * x))
+  x = jnp.zeros((4, 3))
+  run = lambda trial: probe_learning_rate(
+    loss, jnp.float32(0.0), x, SIGN, batch_size=1, trial=trial
+  )
+  first = run(None).learning_rate
+  np.testing.assert_allclose(first, np.tanh(1), rtol=1e-5)  # slope / curvature
+  rates = [first]
+  for _ in range(6):
+    rates.append(jax.jit(run)(rates[-1]).learning_rate)
+  off = np.abs(1 - np.array(rates))
+  assert (off[1:] < 0.45 * off[:-1])[:4].all() and off[-1] < 2e-3
+  np.testing.assert_allclose(run(1.0).learning_rate, 1, rtol=1e-5)
+
+
+def test_a_trial_on_a_quadratic_changes_nothing(problem):
+  g, deviation, hessian = problem.values()
+  x = np.float32(g) + noise(2)[:9] * np.float32(deviation)
+  run = functools.partial(
+    probe_learning_rate,
+    quadratic(np.float32(hessian)),
+    jnp.zeros(4),
+    x,
+    SIGN,
+    batch_size=1,
+  )
+  chex.assert_trees_all_close(run(), run(trial=0.1), rtol=1e-3)
+
+
 def test_no_minimum_is_no_number():
   found = measure(SGD, -np.eye(4, dtype=np.float32), noise(2))
   assert float(found.curvature) < 0
@@ -201,6 +232,7 @@ def test_wrong_arguments_are_named():
     'batch_size: got 0': lambda: run(x, batch_size=0),
     'batch_size: got 3': lambda: run(x, batch_size=3),
     'confidence: got 1.0': lambda: run(x, batch_size=1, confidence=1.0),
+    'trial: got 0.0': lambda: run(x, batch_size=1, trial=0.0),
     'batch: got': lambda: run((x, x[:2]), batch_size=1),
   }.items():
     with pytest.raises(ValueError, match=f'^{name}'):
