@@ -121,7 +121,7 @@ def plot_slopes(ax: Axes, numbers: dict) -> None:
     ylabel='setting',
     title='slopes; networks at the end, range over seeds',
   )
-  ax.legend(fontsize='small')
+  ax.legend(fontsize='small', loc='lower right')
 
 
 def plot_entries(ax: Axes, entries: list[Row], name: str, power: float):

@@ -201,6 +201,18 @@ def article_law(
   return SignLaw(l1 / trace, aligned / trace, jnp.pi / 2 * noise_scale, l1)
 
 
+@functools.partial(jax.jit, static_argnums=(0, 3, 4))
+def _probe(task, params, batches, optimizer, batch_size, trial=None):
+  return probe_learning_rate(
+    task.mean_loss,
+    params,
+    batches,
+    optimizer,
+    batch_size=batch_size,
+    trial=trial,
+  )
+
+
 def probes(
   task: ImageTask,
   params: Any,
@@ -209,19 +221,12 @@ def probes(
   batch_size: int,
 ) -> tuple[ProbedLearningRate, ProbedLearningRate]:
   """With the curvature where the step starts, and with that along it."""
-  probe = jax.jit(
-    lambda params, batches, trial: probe_learning_rate(
-      task.mean_loss,
-      params,
-      batches,
-      optimizer,
-      batch_size=batch_size,
-      trial=trial,
-    )
+  probe = functools.partial(
+    _probe, task, params, batches, optimizer, batch_size
   )
-  quadratic = refined = probe(params, batches, None)
+  quadratic = refined = probe()
   for _ in range(REFINED):
-    refined = probe(params, batches, refined.learning_rate)
+    refined = probe(refined.learning_rate)
   return quadratic, refined
 
 

@@ -17,15 +17,15 @@ from ..scaling import (
   accumulate_gradients,
   curvature_noise_scale,
   optimal_learning_rate,
-  probe_learning_rate,
 )
 from ..scaling.jackknife import jackknife_ratio
 from .comparison import Row
 from .image_model import ImageTask
-from .one_step_search import FRESH, GRID, draws
+from .one_step_search import FRESH, GRID, draws, probes
 
 PARTS = 16  # Microbatches of a draw of the law.
 LEAST = 32  # Draws of a search, and of a probe.
+SGD = optax.sgd(1.0)
 
 
 @functools.partial(jax.jit, static_argnums=0)
@@ -109,13 +109,6 @@ def _changes(
   return jax.lax.map(of, batches)
 
 
-@functools.partial(jax.jit, static_argnums=(0, 3))
-def _probe(task, params, batches, batch_size):
-  return probe_learning_rate(
-    task.mean_loss, params, batches, optax.sgd(1.0), batch_size=batch_size
-  )
-
-
 def search(
   task: ImageTask,
   params: Any,
@@ -148,7 +141,7 @@ def search(
     task, key, max(LEAST, images // batch_size), batch_size + FRESH
   )
   first, second = jax.random.split(key)
-  probe = _probe(task, params, batches(first, probed), batch_size)
+  _, probe = probes(task, params, batches(first, probed), SGD, batch_size)
   rates = probe.learning_rate * jnp.array(GRID)
   changes = _changes(task, params, batches(second, searched), batch_size, rates)
   changes = np.asarray(changes, np.float64)

@@ -85,9 +85,11 @@ def test_search_and_probe_find_what_gradient_descent_does(problem):
   loss = float(task.mean_loss(params, task.population))
   found = search(task, params, 8, KEY, loss=loss, searched=1024, probed=1024)
   best = e['gradient_sq_norm'] / (e['curvature'] + e['noise_curvature'] / 8)
-  assert within(found, 'probe', best)
-  # By hand, on the whole population; the best step is so long that the loss
-  # is no quadratic.
+  # The best step is so long that the loss is no quadratic.
+  assert best > 1.5 * found['measured']
+  assert found['probe'] == pytest.approx(found['measured'], rel=0.12)
+  assert found['probe_low'] < found['measured_high']
+  # By hand, on the whole population.
   batches = draws(task, jax.random.key(1), 400, 8)
   rates = found['measured'] * np.array([1 / 1.4, 1, 1.4])
 
