@@ -130,20 +130,20 @@ FIGURES: dict[str, Figure] = {
   'adam_hessian': Figure(
     'article 10588',
     "Adam's sqrt(v) goes with |H_ii| to the power 1/2, not 1",
-    '1.5',
-    '8',
+    '1',
+    '4',
   ),
   'clip_norm': Figure(
     'article 10657',
-    'the best learning rate of the sign falls with the size of the model',
-    '1.5',
-    '8',
+    'the best rate of the sign falls like N^(-1/2), that of descent does not',
+    '1',
+    '3',
   ),
   'noise_scale': Figure(
     'McCandlish et al., arXiv 1812.06162, fig. 4; articles 10542, 10588',
     'the noise scale grows along a run; batch sizes agree on it',
     '1',
-    '6',
+    '7',
   ),
   'batch_size_advisor': Figure(
     'arXiv 1812.06162, 2205.10287; articles 10542, 11280',

@@ -240,7 +240,7 @@ def _base_run(c, launch: Session, task: ImageTask, name, parallel):
     tracker,
     microbatches=c.microbatches,
     b2=B2,
-    after=c.steps // 10,
+    after=c.steps // (2 * LOOKS),
   )
   params = task.init(key)
   path = pathlib.Path(launch.workdir) / 'checkpoints' / f'base-{name}'

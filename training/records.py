@@ -3,6 +3,7 @@
 import csv
 import io
 import json
+import math
 import os
 import pathlib
 from collections.abc import Callable, Iterable
@@ -175,7 +176,8 @@ class Records:
         )
       }
     for name, value in row.items():
-      if name not in ('run', 'step') and isinstance(value, int | float):
+      number = isinstance(value, int | float) and math.isfinite(value)
+      if name not in ('run', 'step') and number:
         self._writers[run].add_scalar(name, value, row['step'])
 
   def close(self) -> None:

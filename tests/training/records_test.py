@@ -92,12 +92,14 @@ def test_rows_can_stay_in_memory(tmp_path, monkeypatch):
   assert len(memory.rows) == 1 and len(read_csv('metrics.csv')) == 1
 
 
-def test_curves_reach_tensorboard(tmp_path):
+def test_curves_reach_tensorboard(tmp_path, caplog):
   written = Records(tmp_path)
   for run in ('a', 'b'):
     for step in (1, 2):
-      written.add({'run': run, 'step': step, 'loss': 0.5})
+      row = {'run': run, 'step': step, 'loss': 0.5}
+      written.add(row | {'bound': np.inf, 'unknown': np.nan})
   written.close()
+  assert not caplog.records
   events = list((tmp_path / 'tensorboard').glob('*/events*'))
   assert {path.parent.name for path in events} == {'a', 'b'}
   assert all(b'loss' in path.read_bytes() for path in events)
