@@ -111,9 +111,9 @@ FIGURES: dict[str, Figure] = {
   ),
   'surge': Figure(
     'Surge phenomenon, arXiv 2405.14578; article 10542',
-    'the best learning rate of sign descent falls for large batches',
-    '1.5',
-    '9',
+    'the best rate of the sign should fall for large batches; it rises',
+    '1',
+    '6',
   ),
   'sgd_batch_size': Figure(
     'McCandlish et al., arXiv 1812.06162, fig. 1 to 5; article 10542',

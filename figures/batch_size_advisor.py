@@ -74,11 +74,12 @@ class Config(ImageConfig):
 
   @classmethod
   def full(cls) -> 'Config':
-    """Held out: another data set and width; more seeds, both budgets."""
+    """A deeper network, one pass through more images, both budgets."""
     return cls(
-      dataset='mnist',
       width=192,
-      steps=2560,
+      layers=2,
+      population=32768,
+      steps=2048,
       seeds=3,
       budgets=('examples', 'steps'),
       probed=128,
