@@ -123,9 +123,9 @@ FIGURES: dict[str, Figure] = {
   ),
   'epsilon_scaling': Figure(
     'article 10563',
-    'epsilon has no surge to remove; with it larger batches allow more',
-    '1.5',
-    '8',
+    'single steps have no surge to remove; in training epsilon removes one',
+    '1',
+    '5',
   ),
   'adam_hessian': Figure(
     'article 10588',

@@ -18,7 +18,7 @@ THEORIES = {
   'correlated': ('correlated noise', 'tab:green', '-'),
   'probe': ('probe', 'tab:blue', '-'),
 }
-LAST = 'over that at the largest batch'
+LAST = 'over that at the largest B'
 
 
 def _color(i: int, among: dict):
