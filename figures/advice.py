@@ -1,6 +1,5 @@
 """The learning rate for another batch size, from the last state of a run."""
 
-import math
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -24,7 +23,7 @@ from .one_step_search import FRESH, draws
 # Ways to a learning rate, their labels and colors.
 RULES = {
   'advice': ('advice', 'tab:green'),
-  'one_step': ('law of one step', 'tab:orange'),
+  'one_step': ('with the surge index of a step', 'tab:orange'),
   'probe': ('probe of one step', 'tab:blue'),
   'linear': ('linear rule', 'tab:red'),
   'sqrt': ('square-root rule', 'tab:purple'),
@@ -62,7 +61,6 @@ class Advisor:
     self._base, self._rate = task.batch_size, past[-1]['base_rate']
     self._noise, self._decay = tracked_noise_scale(state.variables), fall(past)
     self._at_base = self._probe(self._base)
-    self._ceiling = self._probe(LARGE) if optimizer == 'sgd' else math.inf
     self._index = self._surge_index() if optimizer == 'adam' else 0.0
 
   def rows(self, batch_size: int, budgets: Sequence[str]) -> Iterator[Row]:
@@ -70,7 +68,7 @@ class Advisor:
     sizes = self._rate, self._base, batch_size
     probe = self._rate * self._probe(batch_size) / self._at_base
     for budget in budgets:
-      advice = self._recommend(batch_size, 0.0, budget, self._ceiling)
+      advice = self._recommend(batch_size, 0.0, budget)
       of_a_step = self._recommend(batch_size, self._index, budget)
       yield {
         'advised': self._optimizer,
@@ -88,13 +86,10 @@ class Advisor:
         **{flag: int(of_a_step[flag]) for flag in FLAGS},
         'noise_scale': float(self._noise.scale),
         'surge_index': self._index,
-        'ceiling': self._ceiling,
         'decay': self._decay,
       }
 
-  def _recommend(
-    self, batch_size, surge_index, budget, ceiling=math.inf
-  ) -> dict[str, Any]:
+  def _recommend(self, batch_size, surge_index, budget) -> dict[str, Any]:
     found = recommend_learning_rate(
       self._rate,
       self._base,
@@ -104,7 +99,6 @@ class Advisor:
       surge_index=surge_index,
       budget=budget,
       decay=self._decay,
-      max_learning_rate=ceiling,
     )
     return {name: x.item() for name, x in found._asdict().items()}
 

@@ -90,10 +90,7 @@ def plot_noise(ax: Axes, runs: dict[str, list[Row]]) -> None:
     rows = [r for r in runs[label] if np.isfinite(r['noise_scale'])]
     steps = [r['step'] for r in rows]
     column = lambda name, rows=rows: np.array([r[name] for r in rows])
-    what = 'gradient' if label == 'base-sgd' else 'gradient over root of v'
-    (line,) = ax.plot(
-      steps, column('noise_scale'), label=f'{label[5:]}: {what}'
-    )
+    (line,) = ax.plot(steps, column('noise_scale'), label=label[5:])
     low, high = column('noise_low'), column('noise_high')
     high = np.where(np.isfinite(high), high, 10 * column('noise_scale'))
     ax.fill_between(steps, low, high, color=line.get_color(), alpha=0.2)

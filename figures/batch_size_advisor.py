@@ -240,8 +240,6 @@ def _base_run(c, launch: Session, task: ImageTask, name, parallel):
     optimizer,
     tracker,
     microbatches=c.microbatches,
-    b2=B2,
-    after=c.steps // (2 * LOOKS),
   )
   params = task.init(key)
   path = pathlib.Path(launch.workdir) / 'checkpoints' / f'base-{name}'
@@ -307,7 +305,7 @@ def _numbers(rows: list[Row]) -> dict:
     numbers['advice'].setdefault(name, {}).setdefault(fixed, {})[batch] = found
     numbers['base'][name] = {
       **optimum(*grid_losses(runs, trained=name, fixed='base')),
-      **{k: row[k] for k in ('noise_scale', 'surge_index', 'ceiling', 'decay')},
+      **{k: row[k] for k in ('noise_scale', 'surge_index', 'decay')},
     }
   numbers['largest_factor'] = {
     rule: {

@@ -4,12 +4,10 @@ For `parallelize` and `fit`, like those of `make_step`: the tracker is the
 state's `variables`, and so in every checkpoint.
 """
 
-import functools
 from collections.abc import Callable
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import optax
 
 from ..scaling import (
@@ -21,43 +19,22 @@ from ..training import TrainState
 from ..training.parallel import AxisName
 
 
-def preconditioner(opt_state: Any, step: jax.Array, b2: float) -> Any:
-  """What Adam multiplies gradients by; `None` for an optimizer that does not.
-
-  Entries whose second moment is zero have no scale and do not count.
-
-  >>> params = {'w': jnp.ones(2)}
-  >>> print(preconditioner(optax.sgd(0.1).init(params), jnp.array(0), 0.999))
-  None
-  """
-  second = optax.tree.get(opt_state, 'nu')
-  if second is None:
-    return None
-  whole = 1 - b2 ** jnp.maximum(step, 1)
-  scale = lambda v: jnp.sqrt(whole / jnp.where(v > 0, v, 1))
-  return jax.tree.map(lambda v: jnp.where(v > 0, scale(v), 0.0), second)
-
-
 def tracked_step(
   loss_fn: Callable[[Any, Any], jax.Array],
   optimizer: optax.GradientTransformation,
   tracker: NoiseScaleTracker,
   *,
   microbatches: int,
-  b2: float = 0.999,
-  after: int = 0,
 ) -> Callable[..., Any]:
   """Like `make_step`, its gradient accumulated and its noise scale tracked.
 
   Args:
     loss_fn: as `kexue.scaling` takes losses.
-    optimizer: any; with Adam the noise scale is that of gradients over the
-      root of its second moment.
-    tracker: what the state's `variables` belong to.
+    optimizer: any.
+    tracker: what the state's `variables` belong to. The noise scale is that of
+      plain gradients, for Adam too: over the root of its second moment entries
+      that have had hardly a gradient yet outweigh all others.
     microbatches: of a device in a step.
-    b2: decay of the second moment.
-    after: steps that are not tracked. Adam's first should not be: a gradient
-      over the root of the average of a few squares has no moments.
 
   Returns:
     `step(state, batch, key, *, axis_name=None) -> (state, metrics)`.
@@ -77,17 +54,12 @@ def tracked_step(
       batch,
       microbatches=microbatches,
       axis_name=axis_name,
-      multiplier=preconditioner(state.opt_state, state.step, b2),
     )
     updates, opt_state = optimizer.update(
       moments.gradient, state.opt_state, state.params
     )
     # Reduced already, so that the tracker needs no axis.
-    tracked = jax.tree.map(
-      functools.partial(jnp.where, state.step >= after),
-      tracker.update(state.variables, *moments[2:]),
-      state.variables,
-    )
+    tracked = tracker.update(state.variables, *moments[2:])
     metrics = {
       'loss': moments.loss,
       'grad_norm': optax.tree.norm(moments.gradient),

@@ -92,7 +92,6 @@ def _recommend(
   old: ArrayLike,
   new: ArrayLike,
   interval: tuple[ArrayLike, ArrayLike, ArrayLike],
-  ceiling: ArrayLike,
   *,
   optimizer: str,
   surge_index: ArrayLike,
@@ -128,12 +127,10 @@ def _recommend(
   weight = jnp.linspace(0, 1, 65).reshape(-1, *(1,) * jnp.ndim(low / high))
   between = jax.vmap(factor)(low ** (1 - weight) * high**weight)
   best, surge = factor(scale), law(scale).surge
-  extremes = (
-    jnp.minimum(best, jnp.min(between, axis=0)),
-    jnp.maximum(best, jnp.max(between, axis=0)),
-  )
   return Recommendation(
-    *(jnp.minimum(learning_rate * x, ceiling) for x in (best, *extremes)),
+    learning_rate * best,
+    learning_rate * jnp.minimum(best, jnp.min(between, axis=0)),
+    learning_rate * jnp.maximum(best, jnp.max(between, axis=0)),
     new > (jnp.inf if surge is None else surge),
     new > _critical_batch_size(optimizer, scale, surge_index),
   )
@@ -168,7 +165,6 @@ def recommend_learning_rate(
   size: ArrayLike | None = None,
   budget: str = 'examples',
   decay: ArrayLike = 1.0,
-  max_learning_rate: ArrayLike = math.inf,
 ) -> Recommendation:
   r"""Carries a good learning rate over to another batch size.
 
@@ -198,8 +194,7 @@ def recommend_learning_rate(
   Deviations: the articles give the best learning rate of one step, which is
   not the best one to train with; only ratios are taken from it, so that the old
   one should have been tuned, for the old batch size and a schedule of the same
-  form. What a larger learning rate does to stability is for `max_learning_rate`
-  to know. One
+  form. Nothing here knows what a larger learning rate does to stability. One
   noise scale stands for all coordinates: expect a factor of 1.5, and more
   across a surge, which on real networks is rarer than article 10542's theory
   of independent noise has it. A law fitted to a grid (`fit_law`) needs none of
@@ -211,10 +206,11 @@ def recommend_learning_rate(
     new_batch_size: above 0. Both batch sizes and the noise scale count the
       same: examples, or sequences; tokens of one sequence are not independent.
     statistics: `TrackedNoiseScale`, `NoiseScale`, or anything with a `scale`.
-      For SGD that of the curvature if it is known; for Adam rather that of
-      preconditioned gradients, for SignSGD one of the sign. Negative counts as
-      infinite. A scale of `nan`, as before the first step of a tracker, gives
-      `nan`.
+      For SGD that of the curvature if it is known, for SignSGD one of the sign.
+      For Adam theory has that of preconditioned gradients, in which entries
+      that have had hardly a gradient yet may outweigh all others; the simple
+      one has no such tail. Negative counts as infinite. A scale of `nan`, as
+      before the first step of a tracker, gives `nan`.
     optimizer: "sgd", "sign" (SignSGD, Signum, Lion), "softsign" or "adam"; with
       or without decoupled weight decay.
     surge_index: :math:`s = P / 2 T_0` of the sign, see `SignLaw`; 0.5 is that
@@ -227,9 +223,6 @@ def recommend_learning_rate(
     budget: "examples" or "steps", what the new run has in common with the old.
     decay: `p` for a fixed number of steps; 0 if the loss has hardly begun to
       fall, large if it falls exponentially.
-    max_learning_rate: what no answer and no interval goes above. For SGD what
-      `probe_learning_rate` says of a batch so large that its noise is gone: the
-      most that curvature allows, where the run stands.
 
   Returns:
     `Recommendation` of arrays of the broadcast shape. `low` and `high` are the
@@ -277,7 +270,6 @@ def recommend_learning_rate(
     old_batch_size,
     new_batch_size,
     interval,
-    max_learning_rate,
     optimizer=optimizer,
     surge_index=surge_index,
     kept_noise=1.0 if optimizer == 'adam' else (1 - b1) / (1 + b1),

@@ -55,7 +55,7 @@ def test_noise_is_drawn_where_it_is_finite(ax):
   rows = [row | dict(step=2), row | dict(step=1, noise_scale=np.inf)]
   plot_noise(ax, {'base-sgd': rows, 'other': []})
   np.testing.assert_array_equal(ax.lines[0].get_xydata(), [[2, 9]])
-  assert labels(ax) == ['sgd: gradient']
+  assert labels(ax) == ['sgd']
 
 
 def test_losses_are_in_per_cent_and_what_is_missing_is_left_out(ax):

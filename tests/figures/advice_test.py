@@ -75,20 +75,6 @@ def test_a_step_has_its_surge_index(advised):
     assert s > 0 and row['one_step'] == pytest.approx(expected, rel=1e-3)
 
 
-def test_descent_goes_no_further_than_its_ceiling():
-  task = ImageConfig(dataset='digits', width=4, population=128).task(16)
-  past = [row | {'base_rate': 1e6} for row in PAST]
-  with pytest.MonkeyPatch.context() as patch:
-    patch.setattr(advice, 'LARGE', 64)
-    patch.setattr(advice, 'FRESH', 32)
-    advisor = Advisor(task, 'sgd', state_of(task), past, KEY, 8)
-    (row,) = advisor.rows(64, ('examples',))
-  # The ceiling is the probe at the large batch, here the batch asked for.
-  assert row['advice'] == row['high'] == row['low'] == row['ceiling'] < 100
-  ratio = row['probe'] / 1e6
-  assert ratio > 1 and row['one_step'] > 1e6
-
-
 def test_the_power_is_that_of_the_second_half():
   rows = [dict(step=t, train_loss=5.0) for t in (1, 2)]
   rows += [dict(step=t, train_loss=t**-2.0) for t in (4, 8)]

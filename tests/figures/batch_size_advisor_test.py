@@ -125,7 +125,7 @@ def made_up():
         row |= dict(fixed=fixed, batch_size=batch, base_batch_size=16)
         row |= dict.fromkeys(RULES, 0.025) | dict(advice=0.025 / off, sqrt=0.04)
         row |= dict(low=0.02, high=0.04, past_critical=1, past_surge=0)
-        row |= dict(noise_scale=9.0, surge_index=0.5, ceiling=1.0, decay=0.3)
+        row |= dict(noise_scale=9.0, surge_index=0.5, decay=0.3)
         rows.append(row | dict(base_rate=0.02))
     for step in (1, 2):
       row = dict(run=f'base-{name}', step=step, noise_scale=9.0, noise_low=8.0)

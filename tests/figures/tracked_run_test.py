@@ -6,11 +6,7 @@ import numpy as np
 import optax
 import pytest
 
-from kexue.figures.tracked_run import (
-  noise_columns,
-  preconditioner,
-  tracked_step,
-)
+from kexue.figures.tracked_run import noise_columns, tracked_step
 from kexue.scaling import noise_scale_tracker, two_batch_noise_scale
 from kexue.training import init_state, make_step, parallelize
 
@@ -30,10 +26,10 @@ def batches(steps=4):
   return 1 + jax.random.normal(KEY, (steps, 16, 3))
 
 
-def trained(optimizer, how='jit', **options):
+def trained(optimizer, how='jit'):
   tracker = noise_scale_tracker(decay=0.9)
   params = {'w': jnp.zeros(3)}
-  step = tracked_step(loss, optimizer, tracker, microbatches=2, **options)
+  step = tracked_step(loss, optimizer, tracker, microbatches=2)
   program = parallelize(step, how)
   state = init_state(params, optimizer, tracker.init(params))
   return program(program.place(state), batches(), KEY)
@@ -64,21 +60,3 @@ def test_the_noise_scale_is_that_of_two_batch_sizes():
     sums += 0.9 ** (3 - i) * np.array([square, trace])
   assert of['noise_scale'] == pytest.approx(sums[1] / sums[0], rel=1e-4)
   assert of['noise_low'] <= of['noise_scale'] <= of['noise_high']
-
-
-def test_the_first_steps_can_be_left_out():
-  state, _ = trained(optax.sgd(0.0), after=3)
-  assert int(state.variables.count) == 1
-  every, _ = trained(optax.sgd(0.0), after=4)
-  assert int(every.variables.count) == 0
-
-
-def test_adam_divides_by_the_root_of_its_average():
-  params = {'w': jnp.zeros(2)}
-  optimizer = optax.adam(0.1, b2=0.9)
-  state = optimizer.init(params)
-  for _ in range(3):
-    _, state = optimizer.update({'w': jnp.array([3.0, 0.0])}, state, params)
-  factor = preconditioner(state, jnp.array(3), 0.9)['w']
-  np.testing.assert_allclose(factor, [1 / 3, 0], rtol=1e-6)
-  assert preconditioner(optax.sgd(0.1).init(params), 3, 0.9) is None

@@ -111,20 +111,6 @@ def test_only_one_unit(optimizer):
   assert ratio(64 * 512, 256 * 512, 100.0, optimizer) < 0.75 * right
 
 
-def test_nothing_goes_above_the_maximum():
-  run = functools.partial(
-    recommend_learning_rate,
-    1.0,
-    16,
-    64,
-    statistics=noise(100.0, 10.0, 1000.0),
-    optimizer='sgd',
-  )
-  free, held = run(), run(max_learning_rate=2.0)
-  assert free.low < 2 < free.learning_rate < free.high
-  assert (held.learning_rate, held.high, held.low) == (2, 2, free.low)
-
-
 def test_a_large_epsilon_is_sgd():
   """With the same critical batch size all the way, and 1 / B noise."""
   statistics = noise(300.0, trace=6.0)  # A squared norm of 0.02.
