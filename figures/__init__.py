@@ -118,8 +118,8 @@ FIGURES: dict[str, Figure] = {
   'sgd_batch_size': Figure(
     'McCandlish et al., arXiv 1812.06162, fig. 1 to 5; article 10542',
     'the best step of SGD is eta_max / (1 + B_noise / B), steps a hyperbola',
-    '1.5',
-    '8',
+    '1',
+    '5',
   ),
   'epsilon_scaling': Figure(
     'article 10563',

@@ -24,18 +24,19 @@ every batch size and seed, from one start for each seed. One set of runs says
 three things: steps to the target at the best learning rate, the best learning
 rate after a fixed number of steps, and after a fixed number of images.
 
-Expected: law over search 1.04 to 1.12 once training is under way (loss 0.77).
-At the start 0.75 to 1.1: for large batches the best step is so long that the
-loss is no quadratic. B_noise grows from 11 to 180 meanwhile, the critical batch
-size of training is 100, and the hyperbola is off by 15 per cent with two seeds.
+Expected: law over search 0.97 to 1.24 once training is under way (loss 1.1 to
+0.5), the probe along its own step 0.88 to 1.13. At the start, where for large
+batches the best step is so long that the loss is no quadratic, 0.6 to 1.2 and
+0.8 to 1.05. B_noise grows from 56 to 240 meanwhile, the critical batch size of
+training is 65, and the hyperbola is off by 5 per cent.
 
 Not reproduced: an exact quadratic has the best constant learning rate grow like
 B at fixed images up to the critical batch size, and at most like its root at
-fixed steps. Here it is the other way round, 0.5 and 0.7 at the smallest
-batches: these runs end before noise is all that is left, and large batches
-are held by the edge of stability, not by noise.
+fixed steps. Here both grow alike, with powers of 0.6 to 0.8 below 32 images and
+hardly from 128 on: these runs end before noise is all that is left, and large
+batches are held by the edge of stability, not by noise.
 
-Cost on two CPU cores: quick 1 minute, full 6 minutes.
+Cost on two CPU cores: quick 1 minute, full 5 minutes.
 """
 
 import dataclasses

@@ -179,9 +179,14 @@ def exponents(ax: Axes, fixed: dict) -> None:
   for value, label in ((1, 'linear'), (0.5, 'square root'), (0, 'constant')):
     ax.axhline(value, color='gray', linestyle=':')
     ax.annotate(
-      label, (1, value), xycoords=('axes fraction', 'data'), ha='right'
+      label,
+      (1, value),
+      xycoords=('axes fraction', 'data'),
+      ha='right',
+      va='bottom',
     )
   ax.set_xscale('log', base=2)
+  ax.xaxis.set_major_formatter('{x:g}')
   ax.set(
     xlabel=BATCH,
     ylabel='d log(learning rate) / d log(B)',
