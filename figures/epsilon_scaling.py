@@ -11,10 +11,10 @@ the surge at epsilon 0, P / 2 T above a thousand, and has it gone at the size of
 the noise. Measured, a single step has none at any epsilon: with noise as
 correlated as it is the learning rate grows with the batch, from 8 to 2,048
 images by 1.4 at epsilon 0 and by 2.3 at ten times the noise. A run of a fixed
-number of steps does have a surge at epsilon 0: at 1,024 images it wants half of
-what it wants at 16. At a tenth of the noise that is gone, and from a third on
-it wants two to three times as much instead. So epsilon does remove a surge, but
-not that of the article, which is one of single steps.
+number of steps does have a surge at epsilon 0: at 1,024 images it wants two
+thirds of what it wants at 16. At a tenth of the noise that is gone, and from a
+third on it wants two to three times as much instead. So epsilon does remove a
+surge, but not that of the article, which is one of single steps.
 
 How: `surge` at one stage, for every epsilon, given in units of the root mean
 square of the noise of the gradient of one image there. The learning rates of
