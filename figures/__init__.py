@@ -148,8 +148,8 @@ FIGURES: dict[str, Figure] = {
   'batch_size_advisor': Figure(
     'arXiv 1812.06162, 2205.10287; articles 10542, 11280',
     'the learning rate for 4 and 16 times the batch, from one tracked run',
-    '1.5',
-    '8',
+    '1',
+    '6',
   ),
   'softsign_moments': Figure(
     'articles 10563, 11280',

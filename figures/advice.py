@@ -68,7 +68,7 @@ class Advisor:
     sizes = self._rate, self._base, batch_size
     probe = self._rate * self._probe(batch_size) / self._at_base
     for budget in budgets:
-      advice = self._recommend(batch_size, 0.0, budget)
+      advice = self._recommend(batch_size, None, budget)
       of_a_step = self._recommend(batch_size, self._index, budget)
       yield {
         'advised': self._optimizer,

@@ -1,6 +1,43 @@
 r"""Advice: the learning rate for another batch size, against the measured one.
 
-DOC.
+Papers: McCandlish et al., arXiv 1812.06162, the noise scale; Malladi et al.,
+arXiv 2205.10287, the square root for Adam; Su, articles 10542 and 11280.
+
+What it is for: a run was tuned at one batch size, tracks its noise scale and
+has a checkpoint. What learning rate for another batch size? From a workdir of
+this figure, for a batch size that was not measured:
+
+  python launch.py --figure=batch_size_advisor --workdir=B \
+    --config.base_run=A --config.new_batch_size=512
+
+takes runs and checkpoints of workdir A over and says it within seconds.
+
+What should be seen: `recommend_learning_rate` knows the tuned learning rate of
+16 images, the noise scale that the run tracked and the budget, and nothing of
+other batch sizes. It lands within 1.3 of the optimum measured for 64 and 256
+images, for SGD and Adam, for as many examples and for as many steps, and costs
+at most 1 per cent of the loss. The linear rule is off by 4 to 6, the square
+root by 1.6; probes of a single step, and the surge index of one, are no guide
+to Adam, which has a memory.
+
+How: a classifier of images, once through the data. The grid of constant
+learning rates at 16 images; then one more run at its best, of a seed of its
+own, with `accumulate_gradients` and `noise_scale_tracker` in its step and in
+its checkpoint; advice from the last state; then the grids of 64 and 256 images.
+Parabola through the best three, bootstrap over seeds.
+
+Expected: a largest factor of 1.3, SGD and Adam.
+
+Not reproduced: it is no law. Ten times through 4,096 digits, until the training
+loss is 0.05, there is no noise left that the optimum would follow, and advice
+for as many examples is too large by 2 to 2.7 at 256 images
+(--config.dataset=mnist --config.population=4096 --config.layers=1
+--config.steps=2560). The quick preset, five passes, lies between. The square
+root alone has 2.1 for SGD and 1.5 for Adam there. For Adam the noise scale is
+that of plain gradients: theory has them over the root of v, where few entries
+that hardly ever have a gradient outweigh all others, by a factor of 8,000.
+
+Cost on two CPU cores: quick 1 minute, full 6 minutes.
 """
 
 import dataclasses

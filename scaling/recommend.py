@@ -42,6 +42,9 @@ from .rules import adascale_gain, require_positive
 # Noise scale of the update's mean over the simple one. An average of squares,
 # as Adam's, has exactly 1; the sign's erf has pi / 2 where noise dominates.
 _NOISE = {'sgd': 1.0, 'sign': math.pi / 2, 'softsign': 1.0, 'adam': 1.0}
+# Where none is given. Under averages of squares runs went on growing past the
+# noise scale as if there were no curvature; see the figure batch_size_advisor.
+_SURGE_INDEX = {'sgd': 0.5, 'sign': 0.5, 'softsign': 0.5, 'adam': 0.0}
 # An infinite noise scale is one so much larger than both batches.
 _INFINITE = 1e6
 
@@ -95,6 +98,7 @@ def _recommend(
   *,
   optimizer: str,
   surge_index: ArrayLike,
+  warned_index: ArrayLike,
   kept_noise: ArrayLike,
   hidden: ArrayLike,
   budget: str,
@@ -132,7 +136,7 @@ def _recommend(
     learning_rate * jnp.minimum(best, jnp.min(between, axis=0)),
     learning_rate * jnp.maximum(best, jnp.max(between, axis=0)),
     new > (jnp.inf if surge is None else surge),
-    new > _critical_batch_size(optimizer, scale, surge_index),
+    new > _critical_batch_size(optimizer, scale, warned_index),
   )
 
 
@@ -159,7 +163,7 @@ def recommend_learning_rate(
   *,
   statistics: Any,
   optimizer: str,
-  surge_index: ArrayLike = 0.5,
+  surge_index: ArrayLike | None = None,
   b1: ArrayLike = 0.0,
   eps: ArrayLike = 0.0,
   size: ArrayLike | None = None,
@@ -213,8 +217,11 @@ def recommend_learning_rate(
       before the first step of a tracker, gives `nan`.
     optimizer: "sgd", "sign" (SignSGD, Signum, Lion), "softsign" or "adam"; with
       or without decoupled weight decay.
-    surge_index: :math:`s = P / 2 T_0` of the sign, see `SignLaw`; 0.5 is that
-      of a diagonal Hessian, negative counts as zero. SGD does not look at it.
+    surge_index: :math:`s = P / 2 T_0` of the sign, see `SignLaw`; negative
+      counts as zero. SGD does not look at it. `None`: 0.5, that of a diagonal
+      Hessian, but 0 for the learning rate of "adam", which then grows past the
+      noise scale too. What a single step measures is no better guess for Adam:
+      it has kept v from steps before (figure `batch_size_advisor`).
     b1: decay of the momentum of which the sign or softsign is taken. That of
       SGD and Adam has no influence.
     eps: of Adam or SoftSign, in the unit of the gradient. 1e-8 can be left out.
@@ -243,7 +250,7 @@ def recommend_learning_rate(
     ...   1e-3, 256, 1024, statistics=noise, optimizer='adam'
     ... )
     >>> print(f'{found.learning_rate:.5f} {found.low:.5f} {found.high:.5f}')
-    0.00158 0.00141 0.00184
+    0.00254 0.00217 0.00284
     >>> bool(found.past_critical), bool(found.past_surge)
     (True, False)
 
@@ -265,6 +272,10 @@ def recommend_learning_rate(
     statistics.scale,
     getattr(statistics, 'high', math.inf),
   )
+  if surge_index is None:
+    surge_index, warned_index = _SURGE_INDEX[optimizer], 0.5
+  else:
+    warned_index = surge_index
   return _recommend(
     learning_rate,
     old_batch_size,
@@ -272,6 +283,7 @@ def recommend_learning_rate(
     interval,
     optimizer=optimizer,
     surge_index=surge_index,
+    warned_index=warned_index,
     kept_noise=1.0 if optimizer == 'adam' else (1 - b1) / (1 + b1),
     hidden=_hidden_by_eps(optimizer, eps, size, statistics),
     budget=budget,

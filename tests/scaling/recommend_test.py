@@ -91,24 +91,42 @@ def test_the_laws_and_the_flags(old, new, scale, index):
 def test_far_below_the_noise_scale_and_far_above(optimizer):
   power = 1 if optimizer == 'sgd' else 0.5
   np.testing.assert_allclose(ratio(4, 64, 1e8, optimizer), 16**power, rtol=1e-4)
-  np.testing.assert_allclose(ratio(1e6, 4e6, 1.0, optimizer), 1, rtol=1e-4)
+  far = ratio(1e6, 4e6, 1.0, optimizer, surge_index=0.5)
+  np.testing.assert_allclose(far, 1, rtol=1e-4)
   # There and back.
   there, back = ratio(64, 512, 99.0, optimizer), ratio(512, 64, 99.0, optimizer)
   np.testing.assert_allclose(there * back, 1, rtol=1e-5)
   # What is infinite or cannot be told from it, and what is zero.
   for scale in (math.inf, -3.0):
     assert ratio(4, 64, scale, optimizer) == pytest.approx(16**power, rel=1e-5)
-  assert ratio(4, 64, 0.0, optimizer) == pytest.approx(1, rel=1e-5)
+  none = ratio(4, 64, 0.0, optimizer, surge_index=0.5)
+  assert none == pytest.approx(1, rel=1e-5)
   assert math.isnan(ratio(4, 64, math.nan, optimizer))
 
 
 @pytest.mark.parametrize('optimizer', OPTIMIZERS)
 def test_only_one_unit(optimizer):
   """Batches in tokens with a noise scale in sequences: another answer."""
-  right = ratio(64, 256, 100.0, optimizer)
+  run = functools.partial(ratio, optimizer=optimizer, surge_index=0.5)
+  right = run(64, 256, 100.0)
   tokens = 512 * np.array([64, 256, 100.0])
-  assert ratio(*tokens, optimizer) == pytest.approx(right, rel=1e-5)
-  assert ratio(64 * 512, 256 * 512, 100.0, optimizer) < 0.75 * right
+  assert run(*tokens) == pytest.approx(right, rel=1e-5)
+  assert run(64 * 512, 256 * 512, 100.0) < 0.75 * right
+
+
+def test_adam_goes_on_past_the_noise_scale():
+  """Its default: as much progress and as much noise for an example."""
+  run = functools.partial(
+    recommend_learning_rate, 1.0, 50.0, statistics=noise(100.0)
+  )
+  for new in (80.0, 800.0):
+    adam = run(new, optimizer='adam')
+    x, y = 100 / 50, 100 / new
+    expected = x / y * math.sqrt((1 + y) / (1 + x))
+    assert adam.learning_rate == pytest.approx(expected, rel=1e-4)
+    assert bool(adam.past_critical) == (new > 100) and not adam.past_surge
+    diagonal = run(new, optimizer='adam', surge_index=0.5).learning_rate
+    assert diagonal == pytest.approx(math.sqrt((1 + x) / (1 + y)), rel=1e-4)
 
 
 def test_a_large_epsilon_is_sgd():
@@ -128,7 +146,8 @@ def test_a_large_epsilon_is_sgd():
   np.testing.assert_array_equal(found.past_critical, [False, False, True])
   # Without it, the root.
   small = run(np.array([1.0]), eps=1e-8).learning_rate
-  assert small == pytest.approx(ratio(32, 1, 300.0, 'adam'), rel=1e-4)
+  expected = ratio(32, 1, 300.0, 'adam', surge_index=0.5)
+  assert small == pytest.approx(expected, rel=1e-4)
   # Between: eps at the root mean square of the gradient halves both numbers.
   half = run(100.0, eps=math.sqrt(0.02 / 100)).learning_rate
   law = SignLaw(rate=1.0, curvature_ratio=0.5, noise_scale=150.0)
@@ -223,7 +242,7 @@ def test_what_the_estimators_return():
   soft = run(statistics=tracked, optimizer='adam', eps=1e-2, size=100)
   np.testing.assert_allclose(
     soft.learning_rate,
-    0.1 * ratio(64, 256, 300.0 / 1.01, 'adam', surge_index=0.5 / 1.01),
+    0.1 * ratio(64, 256, 300.0 / 1.01, 'adam'),
     rtol=1e-4,
   )
 
