@@ -10,7 +10,7 @@ this figure, for a batch size that was not measured:
   python launch.py --figure=batch_size_advisor --workdir=B \
     --config.base_run=A --config.new_batch_size=512
 
-takes runs and checkpoints of workdir A over and says it within seconds.
+takes runs and checkpoints of workdir A over and says it in a minute.
 
 What should be seen: `recommend_learning_rate` knows the tuned learning rate of
 16 images, the noise scale that the run tracked and the budget, and nothing of
