@@ -45,6 +45,12 @@ def identity(config, seed=0):
   return {'figure': 'batch_size_advisor', **about}
 
 
+def unprobed(patch):
+  """Both have tests of their own, and take long to compile."""
+  patch.setattr(advice.Advisor, '_probe', lambda self, batch_size: 1.0)
+  patch.setattr(advice.Advisor, '_surge_index', lambda self: 0.5)
+
+
 @pytest.fixture(scope='module')
 def first(tmp_path_factory):
   """The workdir and rows of a launch."""
@@ -52,8 +58,7 @@ def first(tmp_path_factory):
   config = Config(**SMALL)
   (workdir / 'config.json').write_text(json.dumps(identity(config)))
   with pytest.MonkeyPatch.context() as patch:
-    patch.setattr(advice, 'LARGE', 64)
-    patch.setattr(advice, 'FRESH', 32)
+    unprobed(patch)
     rows = run(config, KEY, workdir, parallel='jit')
   return workdir, rows
 
@@ -85,8 +90,7 @@ class TestSmallRun:
     self, first, tmp_path, monkeypatch, capsys
   ):
     workdir, rows = first
-    monkeypatch.setattr(advice, 'LARGE', 64)
-    monkeypatch.setattr(advice, 'FRESH', 32)
+    unprobed(monkeypatch)
     config = Config(**SMALL | dict(new_batch_size=128, base_run=str(workdir)))
     config.check()
     more = run(config, KEY, tmp_path, parallel='jit')

@@ -5,6 +5,7 @@ import matplotlib.figure
 import numpy as np
 import pytest
 
+from kexue.figures import surge
 from kexue.figures.comparison import by_run
 from kexue.figures.optima import grid_losses
 from kexue.figures.surge import (
@@ -36,7 +37,11 @@ SMALL = dict(
 
 
 @pytest.mark.usefixtures('quick_compilation')
-def test_run_records_once_and_is_drawn(tmp_path):
+def test_run_records_once_and_is_drawn(tmp_path, monkeypatch):
+  # They have tests of their own, and take long to compile.
+  found = lambda *args, **options: {'probe': 0.1, 'measured': 0.1}
+  monkeypatch.setattr(surge, 'search', found)
+  monkeypatch.setattr(surge, 'theory', lambda *args: 0.1)
   config = Config(**SMALL)
   rows = run(config, KEY, tmp_path, parallel='jit')
   assert run(config, KEY, tmp_path, parallel='jit') == rows
