@@ -113,19 +113,19 @@ FIGURES: dict[str, Figure] = {
     'Surge phenomenon, arXiv 2405.14578; article 10542',
     'the best rate of the sign should fall for large batches; it rises',
     '1',
-    '6',
+    '10',
   ),
   'sgd_batch_size': Figure(
     'McCandlish et al., arXiv 1812.06162, fig. 1 to 5; article 10542',
     'the best step of SGD is eta_max / (1 + B_noise / B), steps a hyperbola',
     '1',
-    '5',
+    '8',
   ),
   'epsilon_scaling': Figure(
     'article 10563',
     'single steps have no surge to remove; in training epsilon removes one',
     '1',
-    '5',
+    '11',
   ),
   'adam_hessian': Figure(
     'article 10588',
@@ -149,7 +149,7 @@ FIGURES: dict[str, Figure] = {
     'arXiv 1812.06162, 2205.10287; articles 10542, 11280',
     'the learning rate for 4 and 16 times the batch, from one tracked run',
     '1',
-    '6',
+    '9',
   ),
   'softsign_moments': Figure(
     'articles 10563, 11280',

@@ -26,7 +26,7 @@ Tr Sigma / (|g|^2 + N eps^2) for its noise.
 Expected: over the line search, B >= 32: probe 1.01 to 1.08, theory with
 correlated noise 0.87 to 0.98, with independent noise up to 1.4. The theory of
 correlated noise takes the noise of SoftSign to go together as its signs do,
-which is exact at epsilon 0. Cost on two CPU cores: quick 1 minute, full 5
+which is exact at epsilon 0. Cost on two CPU cores: quick 1 minute, full 11
 minutes.
 """
 

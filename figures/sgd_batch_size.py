@@ -36,7 +36,7 @@ fixed steps. Here both grow alike, with powers of 0.6 to 0.8 below 32 images and
 hardly from 128 on: these runs end before noise is all that is left, and large
 batches are held by the edge of stability, not by noise.
 
-Cost on two CPU cores: quick 1 minute, full 5 minutes.
+Cost on two CPU cores: quick 1 minute, full 8 minutes.
 """
 
 import dataclasses
