@@ -32,11 +32,13 @@ from kexue.scaling import (
   accumulate_gradients,
   noise_scale_tracker,
   per_example_noise_scale,
+  squared_norms,
 )
 from kexue.training import TrainState, init_state, parallelize
 from kexue.training.parallel import data_mesh
 
 DEVICES, STEPS, BATCH, LENGTH = 2, 5, 16, 128
+MANY = 50  # Squared norms, and updates, in a program that times them.
 OPTIMIZER = optax.adamw(1e-3, weight_decay=0.1)
 TRACKER = noise_scale_tracker()
 
@@ -190,6 +192,32 @@ def measure(gradients, params, batches, mesh, rounds):
   return times, first
 
 
+def parts(params, rounds):
+  """Milliseconds of what tracking adds: squared norms, and the tracker."""
+  tracked, norms = TRACKER.init(params), squared_norms(params)
+
+  @jax.jit
+  def many_norms(params):
+    # Each of other numbers, so that none is computed once for all.
+    each = lambda i: squared_norms(jax.tree.map(lambda x: x + i, params))
+    return lax.map(each, jnp.arange(float(MANY)))
+
+  @jax.jit
+  def many_updates(tracked):
+    update = lambda state, _: (TRACKER.update(state, norms, norms, 2, 16), None)
+    return lax.scan(update, tracked, length=MANY)[0]
+
+  def best(program, x):
+    seconds = []
+    for _ in range(rounds + 1):  # The first compiles.
+      start = time.perf_counter()
+      jax.block_until_ready(program(x))
+      seconds.append(time.perf_counter() - start)
+    return 1e3 * min(seconds) / MANY
+
+  return best(many_norms, params), best(many_updates, tracked)
+
+
 def main():
   parser = argparse.ArgumentParser()
   parser.add_argument('--rounds', type=int, default=15)
@@ -232,6 +260,8 @@ def main():
         f'{100 * (ratio - 1):+.1f} % | {first[name]:.1f} |'
       )
   print(f'\ngradients of a setting agree to {worst:.0e}')
+  norms, update = parts(params, args.rounds)
+  print(f'squared norms {norms:.2f} ms, update of the tracker {update:.3f} ms')
 
 
 if __name__ == '__main__':
