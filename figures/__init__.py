@@ -151,6 +151,12 @@ FIGURES: dict[str, Figure] = {
     '1',
     '9',
   ),
+  'gradient_field': Figure(
+    'rotation trick, arXiv 2410.06424, fig. 3 to 5; articles 10489, 11328',
+    'push and pull of every estimator by exact formulas; none in the plane',
+    '0.2',
+    '0.3',
+  ),
   'softsign_moments': Figure(
     'articles 10563, 11280',
     'approximate moments are off by up to 0.25; the surge outlives them',
