@@ -157,6 +157,12 @@ FIGURES: dict[str, Figure] = {
     '0.2',
     '0.3',
   ),
+  'rotation_trick': Figure(
+    'rotation trick, arXiv 2410.06424, tables 1 to 3; articles 10489, 9826',
+    'rotation saves learned codes that start short, breaks long, else no gain',
+    '1.5',
+    '10',
+  ),
   'softsign_moments': Figure(
     'articles 10563, 11280',
     'approximate moments are off by up to 0.25; the surge outlives them',
