@@ -40,7 +40,6 @@ import optax
 from ..checks import require
 from ..optimizers import softsign, softsign_sgd
 from ..scaling import SignLaw, SoftsignLaw
-from ..training import init_state, make_step, parallelize
 from . import epsilon_panels
 from .comparison import Row, by_run, spread
 from .epsilon_panels import THEORIES
@@ -59,6 +58,7 @@ from .one_step_search import (
 )
 from .optima import grid_losses, optimum
 from .session import Session, session
+from .stages import parameters_at
 
 MOSAIC = [
   ['article', 'measured', 'trained'],
@@ -148,14 +148,11 @@ def run(
 
 def _single_steps(c: Config, launch: Session, task: ImageTask, parallel):
   """Trains up to the stage, which restarts cheaply, and looks there."""
-  optimizer = softsign_sgd(c.stage_rate, eps=0.0)
-  program = parallelize(make_step(task.loss, optimizer), parallel)
   key = jax.random.fold_in(launch.key, 1)
-  state = program.place(init_state(task.init(key), optimizer))
-  if c.stage:
-    state, _ = program(state, task.batches(key)(0, c.stage), key)
-    launch.progress.advance(c.stage, f'to stage {c.stage}')
-  params = jax.tree.map(jnp.asarray, jax.device_get(state.params))
+  optimizer = softsign_sgd(c.stage_rate, eps=0.0)
+  ((_, params),) = parameters_at(
+    launch, task, optimizer, (c.stage,), key, parallel
+  )
   moments = exact_moments(task, params)
   independent = random_signs(key, params, c.signs)
   law = article_law(task, params, moments, independent)

@@ -48,7 +48,6 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from ..training import init_state, make_step, parallelize
 from . import sgd_panels as panels
 from .comparison import Row, spread
 from .image_model import ImageConfig, ImageTask
@@ -56,6 +55,7 @@ from .one_step_search import FRESH, draws
 from .session import Session, session
 from .sgd_curves import budgets, curves_of, tradeoff
 from .sgd_step import law_moments, law_of, search
+from .stages import by_stage, parameters_at
 
 MOSAIC = [
   ['first', 'last', 'decrease', 'scales'],
@@ -219,30 +219,19 @@ def _train(c: Config, launch: Session, task: ImageTask, batch_size, seed):
 
 
 def _single_steps(c: Config, launch: Session, task: ImageTask, parallel):
-  """Trains up to each stage, which restarts cheaply, and looks there."""
-  optimizer = optax.sgd(c.stage_rate)
-  program = parallelize(make_step(task.loss, optimizer), parallel)
+  """Looks at single steps from every stage."""
   key = jax.random.fold_in(launch.key, len(c.stages))
-  state = program.place(init_state(task.init(key), optimizer))
-  done = 0
-  for stage in c.stages:
-    if stage > done:
-      batches = task.batches(key)(done, stage - done)
-      state, _ = program(state, batches, key)
-      launch.progress.advance(stage - done, f'to stage {stage}')
-      done = stage
-    launch.record(
-      f'stage-{stage}',
-      len(c.one_step_batches),
-      lambda stage=stage, params=state.params: _look(
-        c, task, params, stage, jax.random.fold_in(key, stage)
-      ),
+  for stage, params in parameters_at(
+    launch, task, optax.sgd(c.stage_rate), c.stages, key, parallel
+  ):
+    look = functools.partial(
+      _look, c, task, params, stage, jax.random.fold_in(key, stage)
     )
+    launch.record(f'stage-{stage}', len(c.one_step_batches), look)
 
 
 def _look(c: Config, task: ImageTask, params, stage: int, key):
   """A row for each batch size: law, probe, search."""
-  params = jax.tree.map(jnp.asarray, jax.device_get(params))
   of_law, key = jax.random.split(key)
   moments = law_moments(
     task, params, draws(task, of_law, c.draws, 2 * FRESH), of_law
@@ -266,17 +255,9 @@ def _look(c: Config, task: ImageTask, params, stage: int, key):
     }
 
 
-def _stages(rows: list[Row]) -> dict[int, list[Row]]:
-  stages: dict[int, list[Row]] = {}
-  for row in rows:
-    if 'probe' in row:
-      stages.setdefault(row['stage'], []).append(row)
-  return dict(sorted(stages.items()))
-
-
 def _numbers(rows: list[Row]) -> dict:
   """Ratios to the search, both noise scales, the hyperbola, the optima."""
-  stages, curves = _stages(rows), curves_of(rows)
+  stages, curves = by_stage(rows), curves_of(rows)
   trained = next(row for row in rows if 'train_loss' in row)
   over = lambda rows, name, of: spread([r[name] / r[of] for r in rows])
   scale = lambda row, name: {
@@ -304,7 +285,7 @@ def _numbers(rows: list[Row]) -> dict:
 
 def plot(rows: list[Row], axes: dict) -> dict:
   """Draws the eight panels from the rows and returns the headline numbers."""
-  numbers, stages = _numbers(rows), _stages(rows)
+  numbers, stages = _numbers(rows), by_stage(rows)
   first, *_, last = [*stages]
   panels.one_step(axes['first'], stages[first])
   panels.one_step(axes['last'], stages[last])

@@ -30,15 +30,15 @@ CPU cores: quick 1 minute, full 10 minutes.
 """
 
 import dataclasses
+import functools
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import optax
 from matplotlib.axes import Axes
 
 from ..optimizers import softsign_sgd
-from ..training import init_state, make_step, parallelize
+from ..training import init_state
 from .comparison import Row, by_run, select, spread
 from .image_model import ImageConfig, ImageTask
 from .language_model import Sweep
@@ -55,6 +55,7 @@ from .one_step_search import (
 from .optima import draw_optima, grid_losses, optimum
 from .panels import double_logarithmic
 from .session import Session, session
+from .stages import by_stage, parameters_at
 
 MOSAIC = [
   ['first', 'last', 'ratio'],
@@ -162,31 +163,20 @@ def run(
 
 
 def _single_steps(c: Config, launch: Session, task: ImageTask, parallel):
-  """Trains up to each stage, which restarts cheaply, and looks there."""
-  step = make_step(task.loss, softsign_sgd(c.stage_rate, eps=0.0))
-  program = parallelize(step, parallel)
+  """Looks at single steps from every stage."""
   key = jax.random.fold_in(launch.key, 1)
   optimizer = softsign_sgd(c.stage_rate, eps=0.0)
-  state = program.place(init_state(task.init(key), optimizer))
-  done = 0
-  for stage in c.stages:
-    if stage > done:
-      batches = task.batches(key)(done, stage - done)
-      state, _ = program(state, batches, key)
-      launch.progress.advance(stage - done, f'to stage {stage}')
-      done = stage
-    launch.record(
-      f'stage-{stage}',
-      len(c.one_step_batches),
-      lambda stage=stage, params=state.params: _look(
-        c, task, params, stage, jax.random.fold_in(key, stage)
-      ),
+  for stage, params in parameters_at(
+    launch, task, optimizer, c.stages, key, parallel
+  ):
+    look = functools.partial(
+      _look, c, task, params, stage, jax.random.fold_in(key, stage)
     )
+    launch.record(f'stage-{stage}', len(c.one_step_batches), look)
 
 
 def _look(c: Config, task: ImageTask, params, stage: int, key):
   """A row for each batch size: search, probe, theories."""
-  params = jax.tree.map(jnp.asarray, jax.device_get(params))
   moments = exact_moments(task, params)
   independent = random_signs(key, params, c.signs)
   law = article_law(task, params, moments, independent)
@@ -244,17 +234,9 @@ def _optima(runs: dict, name: str) -> dict[int, dict]:
   }
 
 
-def _stages(rows: list[Row]) -> dict[int, list[Row]]:
-  stages: dict[int, list[Row]] = {}
-  for row in rows:
-    if 'probe' in row:
-      stages.setdefault(row['stage'], []).append(row)
-  return dict(sorted(stages.items()))
-
-
 def _numbers(rows: list[Row]) -> dict:
   """What each says over the search, by stage, and the optima of training."""
-  runs, stages = by_run(rows), _stages(rows)
+  runs, stages = by_run(rows), by_stage(rows)
   ratios = lambda rows, name: spread(
     [r[name] / r['measured'] for r in rows if r['batch_size'] >= EXACT]
   )
@@ -279,7 +261,7 @@ def _numbers(rows: list[Row]) -> dict:
 
 def plot(rows: list[Row], axes: dict) -> dict:
   """Draws the six panels from the rows and returns the headline numbers."""
-  numbers, runs, stages = _numbers(rows), by_run(rows), _stages(rows)
+  numbers, runs, stages = _numbers(rows), by_run(rows), by_stage(rows)
   first, last = min(stages), max(stages)
   _plot_stage(axes['first'], stages[first])
   _plot_stage(axes['last'], stages[last])
