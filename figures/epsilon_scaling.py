@@ -43,10 +43,11 @@ from ..scaling import SignLaw, SoftsignLaw
 from . import epsilon_panels
 from .comparison import Row, by_run, spread
 from .epsilon_panels import THEORIES
-from .image_model import ImageConfig, ImageTask
+from .image_model import ImageTask
 from .language_model import Sweep
 from .one_step_search import (
   Moments,
+  SearchConfig,
   article_law,
   curvatures,
   draws,
@@ -68,34 +69,18 @@ EXACT = 32  # Batch size from which theories are compared with the search.
 
 
 @dataclasses.dataclass
-class Config(ImageConfig):
-  """What is measured.
+class Config(SearchConfig):
+  """What is measured; see `SearchConfig`.
 
   Args:
     eps: of SoftSign, in units of the root mean square of the noise of one
       image's gradient; ascending, 0 (the sign) first.
     stage: steps of sign descent after which single steps are looked at, and
       where the unit of epsilon is measured.
-    stage_rate: its learning rate.
-    stage_batch: its batch size.
-    one_step_batches: batch sizes of single steps, ascending.
-    searched: draws of the line search.
-    probed: draws of the probe.
-    signs: directions along which theories average.
   """
 
-  batch_sizes: tuple[int, ...] = (16, 64, 256)
-  learning_rates: tuple[float, ...] = (0.0005, 0.001, 0.002, 0.004, 0.008)
-  steps: int = 40
-  seeds: int = 2
   eps: tuple[float, ...] = (0.0, 1.0, 10.0)
   stage: int = 60
-  stage_rate: float = 0.002
-  stage_batch: int = 64
-  one_step_batches: tuple[int, ...] = (16, 64, 512)
-  searched: int = 16
-  probed: int = 64
-  signs: int = 8
 
   @classmethod
   def full(cls) -> 'Config':
@@ -118,14 +103,6 @@ class Config(ImageConfig):
     rising = self.eps[:1] == (0.0,) and list(self.eps) == sorted({*self.eps})
     require(rising, 'config.eps', self.eps, '0 and ascending numbers')
     self.require_every('stage', lambda x: x >= 0, '0 or more')
-    self.require_every('stage_rate', lambda x: x > 0, 'a positive number')
-    for name in ('stage_batch', 'one_step_batches', 'signs'):
-      self.require_every(name, lambda x: x >= 1, '1 or more')
-    for name in ('searched', 'probed'):
-      self.require_every(name, lambda x: x >= 4, '4 or more')
-    self.require_every(
-      'learning_rates', lambda _: len(self.learning_rates) >= 3, '3 or more'
-    )
 
 
 def run(

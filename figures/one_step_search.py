@@ -5,6 +5,7 @@ images. The population is finite, so that its gradient, noise and loss are known
 without error; batches are drawn from it with replacement.
 """
 
+import dataclasses
 import functools
 from typing import Any, NamedTuple
 
@@ -25,12 +26,49 @@ from ..scaling import (
 )
 from ..training.batches import drawn_batches
 from .comparison import Row
-from .image_model import ImageTask
+from .image_model import ImageConfig, ImageTask
 
 GRID = tuple(1.4**i for i in range(-3, 4))  # About the probed rate.
 FRESH = 512  # Rows of the probe beside the batch.
 REFINED = 2  # Times the probe tries its own result.
 CHUNK = 64  # Examples whose gradients exist at a time.
+
+
+@dataclasses.dataclass
+class SearchConfig(ImageConfig):
+  """What figures of single steps of the sign have in common.
+
+  Args:
+    stage_rate: learning rate of the sign descent on the way to a stage.
+    stage_batch: its batch size.
+    one_step_batches: batch sizes of single steps, ascending.
+    searched: draws of the line search.
+    probed: draws of the probe.
+    signs: directions along which theories average.
+  """
+
+  batch_sizes: tuple[int, ...] = (16, 64, 256)
+  learning_rates: tuple[float, ...] = (0.0005, 0.001, 0.002, 0.004, 0.008)
+  steps: int = 40
+  seeds: int = 2
+  stage_rate: float = 0.002
+  stage_batch: int = 64
+  one_step_batches: tuple[int, ...] = (16, 64, 512)
+  searched: int = 16
+  probed: int = 64
+  signs: int = 8
+
+  def check(self, data_dir: str | None = None) -> None:
+    """Raises `ValueError` for what could not run, before anything does."""
+    super().check(data_dir)
+    self.require_every('stage_rate', lambda x: x > 0, 'a positive number')
+    for name in ('stage_batch', 'one_step_batches', 'signs'):
+      self.require_every(name, lambda x: x >= 1, '1 or more')
+    for name in ('searched', 'probed'):
+      self.require_every(name, lambda x: x >= 4, '4 or more')
+    self.require_every(
+      'learning_rates', lambda _: len(self.learning_rates) >= 3, '3 or more'
+    )
 
 
 class Moments(NamedTuple):

@@ -40,9 +40,10 @@ from matplotlib.axes import Axes
 from ..optimizers import softsign_sgd
 from ..training import init_state
 from .comparison import Row, by_run, select, spread
-from .image_model import ImageConfig, ImageTask
+from .image_model import ImageTask
 from .language_model import Sweep
 from .one_step_search import (
+  SearchConfig,
   article_law,
   draws,
   exact_moments,
@@ -77,31 +78,15 @@ EXACT = 32  # Batch size from which the probe is compared with the search.
 
 
 @dataclasses.dataclass
-class Config(ImageConfig):
-  """What is measured.
+class Config(SearchConfig):
+  """What is measured; see `SearchConfig`.
 
   Args:
     stages: steps of sign descent after which single steps are looked at,
       ascending.
-    stage_rate: its learning rate.
-    stage_batch: its batch size.
-    one_step_batches: batch sizes of single steps, ascending.
-    searched: draws of the line search.
-    probed: draws of the probe.
-    signs: directions along which theories average.
   """
 
-  batch_sizes: tuple[int, ...] = (16, 64, 256)
-  learning_rates: tuple[float, ...] = (0.0005, 0.001, 0.002, 0.004, 0.008)
-  steps: int = 40
-  seeds: int = 2
   stages: tuple[int, ...] = (0, 60)
-  stage_rate: float = 0.002
-  stage_batch: int = 64
-  one_step_batches: tuple[int, ...] = (16, 64, 512)
-  searched: int = 16
-  probed: int = 64
-  signs: int = 8
 
   @classmethod
   def full(cls) -> 'Config':
@@ -131,14 +116,6 @@ class Config(ImageConfig):
     """Raises `ValueError` for what could not run, before anything does."""
     super().check(data_dir)
     self.require_every('stages', lambda x: x >= 0, '0 or more')
-    self.require_every('stage_rate', lambda x: x > 0, 'a positive number')
-    for name in ('stage_batch', 'one_step_batches', 'signs'):
-      self.require_every(name, lambda x: x >= 1, '1 or more')
-    for name in ('searched', 'probed'):
-      self.require_every(name, lambda x: x >= 4, '4 or more')
-    self.require_every(
-      'learning_rates', lambda _: len(self.learning_rates) >= 3, '3 or more'
-    )
 
 
 def run(
