@@ -163,6 +163,12 @@ FIGURES: dict[str, Figure] = {
     '1.5',
     '10',
   ),
+  'codebook_usage': Figure(
+    'FSQ, arXiv 2309.15505, fig. 3; SimVQ, 2411.02038; articles 9826, 10757',
+    'revival and balance keep 4096 codes in use, the rotation trick does not',
+    '1',
+    '12',
+  ),
   'softsign_moments': Figure(
     'articles 10563, 11280',
     'approximate moments are off by up to 0.25; the surge outlives them',

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 from matplotlib.axes import Axes
-from matplotlib.ticker import NullFormatter
+from matplotlib.ticker import LogLocator, NullFormatter
 
 from .comparison import Row
 
@@ -82,6 +82,12 @@ def plot_lines(
   ax.xaxis.set_minor_formatter(NullFormatter())
   if column == 'quantization_error':
     ax.set_yscale('log')
+  elif column == 'val_loss':
+    ax.set_yscale('log')
+    ax.yaxis.set_major_locator(LogLocator(subs=(1, 1.2, 1.5, 2, 3, 5)))
+    ax.yaxis.set_major_formatter('{x:g}')
+    ax.yaxis.set_minor_formatter(NullFormatter())
+    ax.set_ylim(top=1.3 * ax.get_ylim()[1])
   else:  # Room for the legend.
     low, high = ax.get_ylim()
     ax.set_ylim(low, high + 0.25 * (high - low))

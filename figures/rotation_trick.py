@@ -50,7 +50,7 @@ from ..training.records import Row
 from .rotation_panels import plot_best, plot_images, plot_lines
 from .rotation_table import CENTRE, places_of, results
 from .session import Session, session
-from .tokenizer import Tokenizer, TokenizerConfig, make_quantizer
+from .tokenizer import FASTER, Tokenizer, TokenizerConfig, make_quantizer
 
 MOSAIC = [
   ['beta_ema', 'beta_learned', 'images'],
@@ -74,8 +74,6 @@ IMAGES = 8
 # Codebooks in the panels of each kind, and techniques that have both.
 DRAWN = {'ema': ('ema', 'none'), 'learned': ('learned', 'linear', 'none')}
 OF_BOTH = ('ste', 'rotation', 'rotation_no_rescale')
-# Their best learning rates over that of the others.
-FASTER = {'diveq': 2.0, 'fsq': 4.0}
 
 
 class Setting(NamedTuple):

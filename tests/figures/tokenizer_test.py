@@ -52,7 +52,11 @@ def test_names_give_quantizers():
       assert quantizer.commitment_weight == 1
   learned = make_quantizer('rotation', 8, codebook='learned')
   assert learned == VectorQuantizer(
-    8, estimator='rotation', codebook='learned', commitment_weight=1.0
+    8,
+    estimator='rotation',
+    codebook='learned',
+    commitment_weight=1.0,
+    decay=0.95,
   )
   assert make_quantizer('diveq', 8).codebook == 'learned'
   for count, levels in LEVELS.items():
