@@ -1,6 +1,36 @@
-"""Which cure keeps a codebook in use, and what it costs, from 64 to 4096 codes.
+"""Which cure keeps a codebook in use, from 64 to 4096 codes, and what it gains.
 
-To be measured.
+Papers: Mentzer et al., arXiv 2309.15505, figure 3 (article 9826): codebooks
+fall out of use from 2^11 codes on, finite scalar quantisation does not; Zhu et
+al., arXiv 2411.02038 (article 10519): one linear map moves all codes; Fifty et
+al., arXiv 2410.06424, table 2: the rotation trick brings codes back; Su,
+article 10757: so would the bias of loss-free balancing. The oldest cures are a
+start from k-means, and putting codes that nothing chooses where vectors are.
+
+What should be seen (500 steps, three seeds; codes that occur in 25,088 held-out
+tokens): of 4096 codes 3 % where they start from U(-1/K, 1/K), as libraries have
+it, 39 % from k-means. Revival uses 98 % from either start. The bias has 96 % of
+1024 codes in use, 86 % without k-means, and 74 and 30 % of 4096, where a batch
+of 784 tokens tells it little; of 64 codes it uses all alike, a perplexity of 63
+where straight through has 44. Its sign rule, at the best of its own rates, ends
+lower, at 56 % of 4096. The rotation trick is no cure: 41 and 5 %. SimVQ has 54
+%, FSQ 19 %: with bounds on latents that have to be learned first.
+
+Reconstruction gains little, as runs are short: from 0.0144 to 0.0130 between 64
+and 4096 codes straight through, to 0.0125 with revival, the best there from
+both starts. Unfit codes stay at 0.0143 however many they are, but for revival
+(0.0131). Seeds differ by more than most techniques.
+
+What is not reproduced: that FSQ uses nearly all of 2^12 codes: here it is the
+last, after 500 steps; that SimVQ uses all; usage by the rotation trick.
+
+How: the VQ-VAE of `rotation_trick`, its learning rates, running means over 20
+steps and a commitment weight of 0.25. Rates of the bias were tried by factors
+of 3 and the decay by factors of 2 to 5, with one seed, at 256 and 4096 codes.
+All start from the same encoder and see the same batches.
+
+Expected: at 4096 codes revival above 95 %, bias between, others below 60 %.
+Cost on two CPU cores: quick 1 minute, full 12 minutes.
 """
 
 import dataclasses
