@@ -12,15 +12,15 @@ held-out Fashion-MNIST, 256 codes): the paper's win, learned codes that start 20
 times too short, from 0.0135 and 70 % of the codes straight through to 0.0123
 and 93 % with rotation. The failure, codes that start 4 times too long: from
 0.0109 to 0.0144 learned, from 0.0110 to 0.0128 for running means, where 16 and
-20 % of the codes are left. There |q| / |z| multiplies the gradient by 4; without
-it nearly all of the loss is gone. Codes that fit, from k-means, need no trick:
-0.0116 to 0.0119 learned, 0.0110 to 0.0113 for running means. The quantisation
-error is a half to a fifth throughout, but the latents shrink more: over their
-mean square it is larger, 0.015 to 0.031. Best is DiVeQ, 0.0102; SimVQ, straight
-through (learned or not), FSQ and rotation on running means are within a tenth
-of it, 0.0107 to 0.0112, at their best settings; the reflection is worst, 0.0143.
-Usage is not quality: straight through on codes that start too long is among the
-best with a third of them.
+20 % of the codes are left. There |q| / |z| multiplies the gradient by 4, and
+without it most of the loss is gone. Codes that fit, from k-means, need no
+trick: 0.0116 to 0.0119 learned, 0.0110 to 0.0112 for running means. The
+quantisation error is a half to a quarter throughout, but the latents shrink
+more: over their mean square it is larger, 0.015 to 0.031. Best is DiVeQ,
+0.0102; SimVQ, straight through (learned or not), FSQ and rotation on running
+means are within a tenth of it, 0.0107 to 0.0112, at their best settings; the
+reflection is worst, 0.0143. Usage is not quality: straight through on codes
+that start too long is among the best with a third of them.
 
 What is not reproduced: what the article fears of short codes under running
 means, 0.0122 to 0.0119. And runs of 750 steps are a start: orders of techniques
