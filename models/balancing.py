@@ -43,6 +43,7 @@ def update_bias(
   *,
   rate: ArrayLike = 1e-3,
   rule: str = 'sign',
+  recenter: bool = False,
 ) -> jax.Array:
   r"""Moves the bias of loss-free balancing one step.
 
@@ -64,6 +65,8 @@ def update_bias(
       mean squared distance of a vector to its code.
     rule: 'sign' or 'rms', by which the load evens out further for the same
       rate.
+    recenter: subtract the mean of the new bias, which a choice of the k largest
+      does not see, and by which the sign rule drifts.
 
   Returns:
     The bias, in its dtype.
@@ -95,16 +98,16 @@ def update_bias(
     excess = excess / jnp.where(size > 0, size, 1)
     mean = jnp.mean(jnp.square(excess), axis=-1, keepdims=True)
     step = excess / jnp.sqrt(jnp.where(mean > 0, mean, 1))
-  return bias - jnp.asarray(rate, bias.dtype) * step.astype(bias.dtype)
+  bias = bias - jnp.asarray(rate, bias.dtype) * step.astype(bias.dtype)
+  return bias - jnp.mean(bias, axis=-1, keepdims=True) if recenter else bias
 
 
 def max_violation(load: ArrayLike) -> jax.Array:
   r"""Measures imbalance, :math:`\max_i F_i / Q - 1`: 0 if balanced.
 
   `MaxVio` of Wang et al.; n - 1 if everything chose the same one of n. Random
-  choices are not at 0 either: with a mean load of m, the largest of n is about
-  :math:`\sqrt{2 \log n / m}` too large. Add the loads of batches up to see
-  beyond it.
+  choices are not at 0 either, see `violation_floor`. Add the loads of batches
+  up to see beyond it.
 
   Args:
     load: counts [..., n], integers.
@@ -127,3 +130,39 @@ def max_violation(load: ArrayLike) -> jax.Array:
   most = jnp.max(excess, axis=-1)
   mean = mean[..., 0]
   return most / jnp.where(mean > 0, mean, 1)
+
+
+def violation_floor(tokens: ArrayLike, n: int, k: int) -> jax.Array:
+  r"""Computes the violation of random choices, below which all is chance.
+
+  .. math:: \mathbb{E} \max_{i \le n} z_i \sqrt{\frac{n (n - k)}{(n - 1) T k}},
+    \quad z_i \sim N(0, 1)
+
+  Each token chooses k different ones of n, all subsets equally likely: loads
+  have the mean T k / n, the variance T k (n - k) / n^2, and the correlation
+  -1 / (n - 1), as they add up to T k. Normal for many tokens; skewness puts the
+  violation a few per cent above it at ten for each of n.
+
+  Args:
+    tokens: T, a number or an array, of a batch or of all that were added up.
+    n: of how many is chosen.
+    k: how many each token chooses.
+
+  Returns:
+    Expected `max_violation`, float32, of the shape of `tokens`.
+
+  Raises:
+    ValueError: unless 1 <= k <= n.
+
+  Example:
+    >>> print(f'{violation_floor(512, 16, 2):.2f}')
+    0.21
+  """
+  good = isinstance(n, int) and isinstance(k, int) and 1 <= k <= n
+  require(good, 'k', k, f'an integer in 1..{n}')
+  tokens = jnp.asarray(tokens, jnp.float32)
+  # E max = int_0^inf P(max > z) - P(max < -z) dz; nothing is left beyond 10.
+  z = jnp.linspace(0, 10, 1001)
+  upper, lower = jax.scipy.special.ndtr(z), jax.scipy.special.ndtr(-z)
+  largest = jnp.trapezoid(1 - upper**n - lower**n, z)
+  return largest * jnp.sqrt(n * (n - k) / (max(n - 1, 1) * k) / tokens)

@@ -43,6 +43,7 @@ from jax import lax
 from jax.typing import ArrayLike
 
 from ..checks import require, require_one_of, require_rank, require_shape
+from .varying import vary_together
 
 KINDS = (
   'ste',
@@ -102,17 +103,6 @@ def _linear_pullback(
   if max_scale is not None:
     scale = jnp.minimum(scale, max_scale)
   return jnp.where(usable, scale * turned, g)
-
-
-def _vary_together(z: jax.Array, q: jax.Array) -> tuple[jax.Array, jax.Array]:
-  """Under `shard_map`, what varies over an axis makes the other do so too."""
-  axes = [jax.typeof(x).mat.varying for x in (z, q)]
-
-  def cast(x, own):
-    missing = tuple((axes[0] | axes[1]) - own)
-    return lax.pcast(x, missing, to='varying') if missing else x
-
-  return cast(z, axes[0]), cast(q, axes[1])
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1))
@@ -213,7 +203,7 @@ def gradient_estimator(
     require(good, name, x.dtype.name, 'a floating dtype')
   if max_scale is not None:
     require(max_scale > 0, 'max_scale', max_scale, 'a number above 0')
-  return _estimator(kind, max_scale, *_vary_together(z, q))
+  return _estimator(kind, max_scale, *vary_together(z, q))
 
 
 def straight_through(z: ArrayLike, q: ArrayLike) -> jax.Array:

@@ -28,6 +28,8 @@ import jax.numpy as jnp
 from optax.contrib import MuonDimensionNumbers
 
 from ..checks import require, require_rank
+from .code_statistics import AxisName
+from .moe import MoE, MoEConfig
 
 
 @dataclasses.dataclass(frozen=True)
@@ -46,6 +48,9 @@ class TransformerConfig:
     scan_layers: one compiled layer with parameters stacked [L, ...] instead of
       L layers: compiles L times less, runs a little slower on CPU.
     return_max_logits: also return the largest attention logit of each head.
+    moe: options of the mixtures of experts; `None`: all MLPs are dense.
+    moe_layers: which layers, counted from 0, have one instead of an MLP;
+      `None`: all, which `scan_layers` needs.
     rope_base: base of the rotary frequencies.
     dtype: dtype of the computation; parameters, norms, softmax and logits stay
       float32.
@@ -60,6 +65,8 @@ class TransformerConfig:
   tie_embedding: bool = False
   scan_layers: bool = False
   return_max_logits: bool = False
+  moe: MoEConfig | None = None
+  moe_layers: tuple[int, ...] | None = None
   rope_base: float = 10_000.0
   dtype: Any = jnp.float32
 
@@ -79,6 +86,15 @@ class TransformerConfig:
       self.width,
       f'a multiple of twice the {self.heads} heads',
     )
+    if self.moe_layers is not None:
+      require(
+        self.moe is not None
+        and not self.scan_layers
+        and all(i in range(self.layers) for i in self.moe_layers),
+        'moe_layers',
+        self.moe_layers,
+        f'layers in 0..{self.layers - 1}, with moe and without scan_layers',
+      )
 
   @property
   def head_width(self) -> int:
@@ -89,6 +105,11 @@ class TransformerConfig:
   def hidden_width(self) -> int:
     """F, the width inside the MLP."""
     return self.hidden or -(-8 * self.width // 3 // 8) * 8
+
+  def has_experts(self, layer: int) -> bool:
+    """Whether a layer, counted from 0, is a mixture of experts."""
+    layers = self.moe_layers
+    return self.moe is not None and (layers is None or layer in layers)
 
 
 def rotary(x: jax.Array, *, base: float = 10_000.0) -> jax.Array:
@@ -202,6 +223,9 @@ class Layer(nn.Module):
   """One pre-norm residual layer: [B, T, D] -> [B, T, D], and max logits [H]."""
 
   config: TransformerConfig
+  experts: bool = False
+  train: bool = False
+  axis_name: AxisName | None = None
 
   @nn.compact
   def __call__(self, x, _=None):
@@ -212,8 +236,18 @@ class Layer(nn.Module):
       norm('attention_norm')(x)
     )
     x = x + mixed
-    x = x + GatedMLP(c, name='mlp')(norm('mlp_norm')(x))
-    return x, max_logits
+    h = norm('mlp_norm')(x)
+    if not self.experts:
+      return x + GatedMLP(c, name='mlp')(h), max_logits
+    mixture = MoE(
+      c.moe,
+      hidden=c.moe.hidden_width(c.hidden_width),
+      variance=0.5 / c.layers,
+      dtype=c.dtype,
+      axis_name=self.axis_name,
+      name='moe',
+    )
+    return x + mixture(h, train=self.train), max_logits
 
 
 class Transformer(nn.Module):
@@ -221,6 +255,8 @@ class Transformer(nn.Module):
 
   Args:
     config: sizes and options.
+    axis_name: mapped axis or axes over which the batch is split, for what
+      mixtures of experts count.
 
   Example:
     >>> model = Transformer(TransformerConfig(layers=1, width=16, heads=2))
@@ -231,13 +267,15 @@ class Transformer(nn.Module):
   """
 
   config: TransformerConfig
+  axis_name: AxisName | None = None
 
   @nn.compact
-  def __call__(self, tokens: jax.Array):
+  def __call__(self, tokens: jax.Array, *, train: bool = False):
     """Logits of the next token.
 
     Args:
       tokens: integers [B, T] in [0, V).
+      train: whether mixtures of experts take down their load; see `MoE`.
 
     Returns:
       Logits [B, T, V] in float32; with `return_max_logits` also the largest
@@ -256,18 +294,22 @@ class Transformer(nn.Module):
       embedding_init=nn.initializers.normal(1.0),
     )
     x = embedding(tokens)
+    options = {'train': train, 'axis_name': self.axis_name}
     if c.scan_layers:
+      stacked = ('params', 'balance', 'losses', 'intermediates')
       stack = nn.scan(
         Layer,
-        variable_axes={'params': 0},
+        variable_axes=dict.fromkeys(stacked, 0),
         split_rngs={'params': True},
         length=c.layers,
       )
-      x, max_logits = stack(c, name='layers')(x, None)
+      options['experts'] = c.has_experts(0)
+      x, max_logits = stack(c, **options, name='layers')(x, None)
     else:
       per_layer = []
       for i in range(c.layers):
-        x, most = Layer(c, name=f'layers_{i}')(x)
+        options['experts'] = c.has_experts(i)
+        x, most = Layer(c, **options, name=f'layers_{i}')(x)
         per_layer.append(most)
       max_logits = jnp.stack(per_layer)
     x = nn.RMSNorm(dtype=c.dtype, name='final_norm')(x)
@@ -283,7 +325,7 @@ class Transformer(nn.Module):
     """How Muon reads each kernel; `None` for what AdamW trains.
 
     Queries, keys and values are matrices [D, H K], the output of attention
-    [H K, D]; stacked layers are a batch. Pass it to
+    [H K, D]; stacked layers are a batch, and so are experts. Pass it to
     `kexue.optimizers.muon(..., dimension_numbers=model.dimension_numbers)`.
 
     Args:
@@ -298,6 +340,8 @@ class Transformer(nn.Module):
       'out': ((0, 1), (2,)),
       **dict.fromkeys(['gate', 'up', 'down'], ((0,), (1,))),
     }
+    for name in ('gate', 'up', 'down'):
+      axes['expert_' + name] = axes['shared_' + name] = ((1,), (2,))
 
     def numbers(path, _):
       names = [None, *(getattr(entry, 'key', None) for entry in path)]

@@ -63,7 +63,8 @@ def value_and_grad(
   Returns:
     A function of the same arguments that returns `((value, (variables,
     metrics)), grads)`. Value, gradients and metrics are means over the axis;
-    variables are as the loss left them: whoever writes one reduces it.
+    variables are as the loss left them: whoever writes one reduces it. For
+    parameters split over an axis see `mean_gradient`.
 
   Example:
     >>> loss = lambda w, x: (jnp.mean(w * x), ({}, {'mean': jnp.mean(x)}))
@@ -80,10 +81,37 @@ def value_and_grad(
     (value, (variables, metrics)), grads = local(
       as_varying(params, axis_name), *args
     )
-    value, metrics, grads = lax.pmean((value, metrics, grads), axis_name)
+    value, metrics = lax.pmean((value, metrics), axis_name)
+    grads = mean_gradient(grads, params, axis_name)
     return (value, (variables, metrics)), grads
 
   return averaged
+
+
+def mean_gradient(grads: Any, params: Any, axis_name: AxisName) -> Any:
+  """The gradient of the mean loss over devices, from those of each device's.
+
+  Where parameters are split over an axis, as experts are, each device has seen
+  the rows of all others along it: what it has is a sum over them already.
+
+  Args:
+    grads: of `as_varying(params, axis_name)`, each device's.
+    params: as the step got them.
+    axis_name: mapped axis or axes.
+
+  Returns:
+    Gradients, split as the parameters are.
+  """
+  names = (axis_name,) if isinstance(axis_name, str) else axis_name
+
+  def mean(g, p):
+    split = jax.typeof(p).mat.varying
+    own = tuple(name for name in names if name in split)
+    rest = tuple(name for name in names if name not in split)
+    g = lax.pmean(g, rest) if rest else g
+    return g / lax.axis_size(own) if own else g
+
+  return jax.tree.map(mean, grads, params)
 
 
 def data_mesh(devices: list[jax.Device] | None = None) -> Mesh:

@@ -10,7 +10,7 @@ import optax
 from jax import lax
 
 from ..checks import require
-from .parallel import AxisName, as_varying, value_and_grad
+from .parallel import AxisName, as_varying, mean_gradient, value_and_grad
 
 
 class TrainState(NamedTuple):
@@ -86,10 +86,22 @@ def _accumulated(loss, axis_name, parts):
     )
     value, metrics = jax.tree.map(lambda v: jnp.mean(v, axis=0), values)
     if axis_name is not None:
-      value, metrics, grads = lax.pmean((value, metrics, grads), axis_name)
+      value, metrics = lax.pmean((value, metrics), axis_name)
+      grads = mean_gradient(grads, params, axis_name)
     return (value, (variables, metrics)), grads
 
   return mean_over_parts
+
+
+def _norm(grads: Any) -> jax.Array:
+  """Of all gradients, those of parameters split over devices among them."""
+
+  def square(g):
+    total = optax.tree.norm(g, squared=True)
+    split = tuple(jax.typeof(total).mat.varying)
+    return lax.psum(total, split) if split else total
+
+  return jnp.sqrt(sum(map(square, jax.tree.leaves(grads))))
 
 
 def make_step(
@@ -98,6 +110,7 @@ def make_step(
   *,
   model: Any = None,
   accumulate: int = 1,
+  after: Callable[[Any], Any] | None = None,
 ) -> Callable[..., Any]:
   """A training step that runs unchanged under jit, pmap and shard_map.
 
@@ -110,6 +123,8 @@ def make_step(
       that knows the mapped axis.
     accumulate: splits each device's batch into so many parts, one after the
       other; the mean gradient is the same and activations take less memory.
+    after: `after(variables) -> variables`, what happens to them once a step,
+      however many parts there are: where biases of experts move.
 
   Returns:
     `step(state, batch, key, *, axis_name=None) -> (state, metrics)`. The key is
@@ -150,12 +165,12 @@ def make_step(
       state.params, state.variables, batch, key
     )
     updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
-    metrics = {**metrics, 'loss': value, 'grad_norm': optax.tree.norm(grads)}
+    metrics = {**metrics, 'loss': value, 'grad_norm': _norm(grads)}
     state = TrainState(
       step=state.step + 1,
       params=optax.apply_updates(state.params, updates),
       opt_state=opt_state,
-      variables=variables,
+      variables=variables if after is None else after(variables),
     )
     return state, metrics
 

@@ -12,6 +12,7 @@ from kexue.models import (
   max_violation,
   nearest_code,
   update_bias,
+  violation_floor,
 )
 
 pytestmark = pytest.mark.usefixtures('quick_compilation')
@@ -99,6 +100,31 @@ def test_a_bias_brings_a_collapsed_codebook_back(rule):
   assert max_violation(after) < 0.5 * max_violation(before)
 
 
+def test_a_recentred_bias_chooses_the_same():
+  bias, load = jnp.array([0.3, -0.2, 0.1]), jnp.array([7, 1, 1])
+  plain = update_bias(bias, load, rate=0.1)
+  found = update_bias(bias, load, rate=0.1, recenter=True)
+  np.testing.assert_allclose(found, plain - jnp.mean(plain), atol=1e-7)
+  assert abs(jnp.mean(plain)) > 0.05
+
+
+def test_random_choices_violate_as_much_as_the_floor_says():
+  for tokens, n, k in ((512, 16, 2), (2000, 8, 3), (1000, 4, 1)):
+    ranks = RNG.random((300, tokens, n)).argsort(-1)[..., :k]
+    loads = np.stack([np.bincount(r.ravel(), minlength=n) for r in ranks])
+    found = np.asarray(max_violation(loads))
+    floor = violation_floor(tokens, n, k)
+    error = found.std() / len(found) ** 0.5
+    assert abs(found.mean() - floor) < 4 * error + 0.04 * floor
+  # Of two normals the larger is 1 / sqrt(pi) on average.
+  np.testing.assert_allclose(
+    violation_floor(100, 2, 1), (2 / 100 / np.pi) ** 0.5, rtol=1e-5
+  )
+  floors = violation_floor(jnp.array([64, 256]), 16, 2)
+  np.testing.assert_allclose(floors[0], 2 * floors[1], rtol=1e-6)
+  assert violation_floor(10, 4, 4) == violation_floor(10, 1, 1) == 0
+
+
 def test_wrong_arguments_are_named():
   bias, load = jnp.zeros(3), jnp.array([1, 2, 3])
   for name, call in {
@@ -109,6 +135,8 @@ def test_wrong_arguments_are_named():
     'load: got dtype': lambda: update_bias(bias, load * 1.0),
     'load: got dtyp': lambda: max_violation(load.astype('bfloat16')),
     'load: got shape': lambda: max_violation(3),
+    'k: got 5': lambda: violation_floor(10, 4, 5),
+    'k: got 0': lambda: violation_floor(10, 4, 0),
   }.items():
     with pytest.raises(ValueError, match=f'^{name}'):
       call()

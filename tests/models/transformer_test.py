@@ -10,8 +10,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import nnx
+from optax.contrib import MuonDimensionNumbers
 
 from kexue.models import (
+  MoEConfig,
   Transformer,
   TransformerConfig,
   next_token_loss,
@@ -156,6 +158,54 @@ def test_dimension_numbers_name_every_matrix_and_no_other(scan_layers):
   assert all(k.endswith('kernel') and 'head' not in k for k in muon)
 
 
+MOE = MoEConfig(experts=4, chosen=2, shared=1, balance_weight=0.1)
+
+
+def test_layers_of_experts_are_those_named():
+  model, params = build(moe=MOE, moe_layers=(1,))
+  assert 'mlp' in params['layers_0'] and 'moe' in params['layers_1']
+  kernel = params['layers_1']['moe']['expert_up']['kernel']
+  # As much work for a token as dense: 48 hidden units over 3, in eights.
+  assert kernel.shape == (4, 16, 16)
+  assert params['layers_1']['moe']['shared_up']['kernel'].shape == (1, 16, 16)
+  labels = matrix_labels(params, model.dimension_numbers)
+  assert labels['layers_1']['moe']['expert_up']['kernel'] == 'muon'
+  assert labels['layers_1']['moe']['router'] == 'adamw'
+  numbers = model.dimension_numbers(params)['layers_1']['moe']
+  for name in ('expert_up', 'expert_down', 'shared_gate'):  # A batch of them.
+    assert numbers[name]['kernel'] == MuonDimensionNumbers((1,), (2,))
+
+
+def test_stacked_layers_of_experts_equal_layers_in_a_row():
+  run = lambda model, variables: model.apply(
+    variables, TOKENS, train=True, mutable=['balance', 'losses']
+  )
+  model = Transformer(dataclasses.replace(SMALL, moe=MOE))
+  variables = model.init(KEY, TOKENS)
+  assert {*variables} == {'params', 'balance'}
+  logits, changed = run(model, variables)
+  scanned = Transformer(dataclasses.replace(SMALL, moe=MOE, scan_layers=True))
+
+  def stacked(tree):
+    stack = jax.tree.map(
+      lambda *xs: jnp.stack(xs), tree['layers_0'], tree['layers_1']
+    )
+    same = {k: v for k, v in tree.items() if not k.startswith('layers_')}
+    return {**same, 'layers': stack}
+
+  same = {name: stacked(tree) for name, tree in variables.items()}
+  again, expected = run(scanned, same)
+  np.testing.assert_allclose(again, logits, atol=1e-5)
+  for name in ('balance', 'losses'):
+    jax.tree.map(
+      lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5),
+      expected[name],
+      stacked(changed[name]),
+    )
+  load = changed['balance']['layers_0']['moe']['state'].load
+  assert load.sum() == TOKENS.size * 2
+
+
 def test_loss_is_the_cross_entropy():
   logits = jax.random.normal(KEY, (2, 3, 5))
   targets = jnp.array([[0, 1, 2], [3, 4, 0]])
@@ -180,6 +230,8 @@ def test_runs_inside_nnx():
     (lambda: TransformerConfig(hidden=-8), 'hidden: got -8'),
     (lambda: TransformerConfig(heads=2.0), 'heads: got 2.0'),
     (lambda: rotary(jnp.ones((1, 2, 1, 3))), 'an even last axis'),
+    (lambda: TransformerConfig(moe_layers=(0,)), r'moe_layers: got \(0,\)'),
+    (lambda: TransformerConfig(moe=MOE, moe_layers=(4,)), 'layers in 0..3'),
     (lambda: Transformer(SMALL).init(KEY, TOKENS[0]), r'tokens: got shape \(7'),
     (lambda: rotary(jnp.ones((2, 3))), r'x: got shape \(2, 3\)'),
   ],

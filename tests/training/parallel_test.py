@@ -14,6 +14,7 @@ from kexue.models import Transformer, TransformerConfig, next_token_loss
 from kexue.optimizers import muon
 from kexue.training import (
   MODES,
+  TrainState,
   data_mesh,
   init_state,
   make_step,
@@ -93,6 +94,30 @@ def test_gradient_then_pmean_is_summed_under_shard_map():
   ours = mapped(lambda w, x: value_and_grad(loss, 'data')(w, x)[1])(1.0, x)
   np.testing.assert_allclose(ours, 3.5, rtol=1e-6)
   np.testing.assert_allclose(naive, DEVICES * 3.5, rtol=1e-6)
+
+
+@pytest.mark.parametrize('accumulate', [1, 2])
+def test_split_parameters_get_the_gradient_of_the_mean_loss(accumulate):
+  w, x = np.arange(8.0), np.random.default_rng(0).normal(size=(16, 8))
+
+  def loss(params, variables, batch, key):
+    mine, all_have = params
+    whole = jax.lax.all_gather(mine, 'data', tiled=True)
+    value = jnp.mean(jnp.sin(batch @ whole) * all_have)
+    return value, (variables, {})
+
+  optimizer = optax.sgd(1.0)
+  spec = TrainState(P(), (P('data'), P()), P(), P())
+  step = make_step(loss, optimizer, accumulate=accumulate)
+  run = parallelize(step, 'shard_map', state_spec=spec)
+  start = init_state((jnp.asarray(w), jnp.ones(())), optimizer)
+  state, metrics = run(start, x[None], KEY)
+  gradient = (np.cos(x @ w)[:, None] * x).mean(0)
+  of_scale = np.sin(x @ w).mean()
+  np.testing.assert_allclose(state.params[0], w - gradient, atol=1e-5)
+  np.testing.assert_allclose(state.params[1], 1 - of_scale, atol=1e-5)
+  norm = np.sqrt(np.sum(gradient**2) + of_scale**2)
+  np.testing.assert_allclose(metrics['grad_norm'], norm, rtol=1e-5)
 
 
 @functools.cache

@@ -51,6 +51,17 @@ def test_accumulation_changes_the_calls_and_not_the_step():
   assert jax.tree.structure(parts) == jax.tree.structure(whole)
 
 
+def test_what_comes_after_happens_once_a_step():
+  optimizer = optax.sgd(0.1)
+  x = np.random.default_rng(0).normal(size=(8, 3))
+  after = lambda variables: {'calls': 10 * variables['calls']}
+  step = make_step(loss, optimizer, accumulate=4, after=after)
+  state, _ = step(fresh(optimizer), x, KEY)
+  assert int(state.variables['calls']) == 40
+  state, _ = step(state, x, KEY)
+  assert int(state.variables['calls']) == 440
+
+
 def test_micro_batches_see_their_own_noise():
   def noisy(params, variables, batch, key):
     return jnp.sum(params * jax.random.normal(key)), (variables, {})
