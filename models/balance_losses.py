@@ -20,7 +20,10 @@ from jax.typing import ArrayLike
 
 from ..checks import require_one_of, require_rank, require_shape
 from ..lowrank.arrays import wide
-from .code_statistics import AxisName, code_counts
+from ..mapped_axes import AxisName
+from .code_statistics import (
+  code_counts,
+)
 from .quantized import global_mean
 from .routing import SCORES, Routing
 

@@ -9,25 +9,18 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jax import lax
 from jax.scipy.special import entr
 from jax.typing import ArrayLike
 
 from ..checks import require, require_shape
 from ..lowrank.arrays import wide
-
-AxisName = str | tuple[str, ...]
+from ..mapped_axes import AxisName, sum_over
 
 
 def require_count(name: str, value: object) -> None:
   """Checks for a number of codes or of steps."""
   good = isinstance(value, int) and value >= 1
   require(good, name, value, 'an integer of 1 or more')
-
-
-def sum_over(x: jax.Array, axis_name: AxisName | None) -> jax.Array:
-  """The sum over mapped axes; without one, the array."""
-  return x if axis_name is None else lax.psum(x, axis_name)
 
 
 def _indices(

@@ -28,7 +28,12 @@ from jax.typing import ArrayLike
 
 from ..checks import require, require_one_of, require_rank, require_shape
 from ..lowrank.arrays import wide
-from .code_statistics import AxisName, code_counts, code_sums, require_count
+from ..mapped_axes import AxisName
+from .code_statistics import (
+  code_counts,
+  code_sums,
+  require_count,
+)
 from .k_means import k_means, k_means_start
 from .nearest_code import DISTANCES, unit_vectors
 from .sample_rows import sample_rows

@@ -29,7 +29,11 @@ from jax import lax
 from jax.typing import ArrayLike
 
 from ..checks import require, require_one_of, require_rank, require_shape
-from .code_statistics import AxisName, code_counts, require_count, sum_over
+from ..mapped_axes import AxisName, sum_over
+from .code_statistics import (
+  code_counts,
+  require_count,
+)
 from .expert_paths import (
   ExpertFn,
   ToExperts,

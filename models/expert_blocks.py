@@ -20,7 +20,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from .varying import vary_together
+from ..mapped_axes import vary_together
 
 Expert = Callable[[Any, jax.Array], jax.Array]
 
@@ -100,6 +100,4 @@ def apply_in_blocks(
      [10. 10.]
      [ 0.  0.]]
   """
-  leaves, tree = jax.tree.flatten(params)
-  *leaves, x, experts = vary_together(*leaves, x, experts)
-  return _apply(function, jax.tree.unflatten(tree, leaves), x, experts)
+  return _apply(function, *vary_together(params, x, experts))

@@ -16,7 +16,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from .code_statistics import AxisName
+from ..mapped_axes import AxisName
 from .expert_blocks import apply_in_blocks
 from .expert_rows import lay_out, move_rows
 from .routing import Routing

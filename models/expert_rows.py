@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 from jax.typing import ArrayLike
 
-from .varying import vary_together
+from ..mapped_axes import vary_together
 
 
 class Layout(NamedTuple):

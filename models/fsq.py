@@ -37,7 +37,10 @@ from jax.typing import ArrayLike
 
 from ..checks import require, require_rank
 from ..lowrank.arrays import wide
-from .code_statistics import AxisName, codebook_metrics
+from ..mapped_axes import AxisName
+from .code_statistics import (
+  codebook_metrics,
+)
 from .gradient_estimators import straight_through
 from .quantized import Quantized, checked_vectors
 

@@ -43,7 +43,7 @@ from jax import lax
 from jax.typing import ArrayLike
 
 from ..checks import require, require_one_of, require_rank, require_shape
-from .varying import vary_together
+from ..mapped_axes import vary_together
 
 KINDS = (
   'ste',

@@ -15,7 +15,11 @@ from jax.typing import ArrayLike
 
 from ..checks import require, require_one_of, require_rank, require_shape
 from ..lowrank.arrays import unit, wide
-from .code_statistics import code_counts, code_sums, require_count
+from .code_statistics import (
+  code_counts,
+  code_sums,
+  require_count,
+)
 from .nearest_code import DISTANCES, nearest_code, unit_vectors
 
 _ROUNDS = 64

@@ -30,9 +30,9 @@ from jax.sharding import PartitionSpec as P
 
 from ..checks import require, require_one_of
 from ..lowrank.arrays import wide
+from ..mapped_axes import AxisName
 from .balance_losses import FORMS, balance_loss, router_z_loss
 from .balancing import update_bias
-from .code_statistics import AxisName
 from .dispatch import BACKENDS, METHODS, dispatch
 from .quantile_balancing import quantile_bias
 from .routing import SCORES, route

@@ -19,7 +19,7 @@ from jax import lax
 from jax.typing import ArrayLike
 
 from ..checks import require, require_rank, require_shape
-from .code_statistics import AxisName, sum_over
+from ..mapped_axes import AxisName, sum_over
 
 
 def _as_integers(x: jax.Array) -> jax.Array:

@@ -24,7 +24,7 @@ from jax import lax
 
 from ..checks import require, require_rank, require_shape
 from ..lowrank.arrays import wide
-from .code_statistics import AxisName
+from ..mapped_axes import AxisName
 
 
 class Quantized(NamedTuple):

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 from jax import lax
 
 from ..checks import require, require_one_of
-from .code_statistics import AxisName
+from ..mapped_axes import AxisName
 from .codebook_losses import commitment_loss
 from .gradient_estimators import KINDS, gradient_estimator
 from .quantized import Quantized, checked_vectors, global_mean

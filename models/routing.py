@@ -22,7 +22,10 @@ from jax.typing import ArrayLike
 
 from ..checks import require, require_one_of, require_rank, require_shape
 from ..lowrank.arrays import wide
-from .code_statistics import AxisName, code_counts
+from ..mapped_axes import AxisName
+from .code_statistics import (
+  code_counts,
+)
 
 SCORES = {
   'softmax': jax.nn.softmax,

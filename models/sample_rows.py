@@ -4,7 +4,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from .code_statistics import AxisName, sum_over
+from ..mapped_axes import AxisName, sum_over
 
 
 def sample_rows(

@@ -4,7 +4,9 @@ import jax
 import jax.numpy as jnp
 
 from ..checks import require
-from .code_statistics import require_count
+from .code_statistics import (
+  require_count,
+)
 from .routing import route
 
 

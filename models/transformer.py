@@ -28,7 +28,7 @@ import jax.numpy as jnp
 from optax.contrib import MuonDimensionNumbers
 
 from ..checks import require, require_rank
-from .code_statistics import AxisName
+from ..mapped_axes import AxisName
 from .moe import MoE, MoEConfig
 
 

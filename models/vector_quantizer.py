@@ -8,9 +8,9 @@ import jax.numpy as jnp
 from jax import lax
 
 from ..checks import require, require_one_of
+from ..mapped_axes import AxisName
 from .balancing import RULES, update_bias
 from .code_statistics import (
-  AxisName,
   code_counts,
   codebook_metrics,
   require_count,

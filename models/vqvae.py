@@ -19,7 +19,7 @@ import jax.numpy as jnp
 
 from ..checks import require, require_rank, require_shape
 from ..lowrank.arrays import wide
-from .code_statistics import AxisName
+from ..mapped_axes import AxisName
 from .quantized import global_mean
 
 

@@ -34,6 +34,7 @@ import optax
 from jax.sharding import Mesh
 
 from ..checks import require, require_one_of
+from ..mapped_axes import AxisName
 from .cautious_decay import add_cautious_decay
 from .matrices import (
   DimensionNumbers,
@@ -50,7 +51,10 @@ from .newton_schulz import (
   newton_schulz,
   resolve_coefficients,
 )
-from .stacks import AxisName, check_strategy, map_matrices
+from .stacks import (
+  check_strategy,
+  map_matrices,
+)
 
 # Shape factors of the update, from the sizes after reshaping to a matrix.
 _SCALES: dict[str, Callable[[int, int], float]] = {

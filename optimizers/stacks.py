@@ -17,6 +17,7 @@ from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 from jax.typing import ArrayLike
 
 from ..checks import require, require_one_of, require_rank
+from ..mapped_axes import AxisName
 from .newton_schulz import (
   SMALL,
   Coefficients,
@@ -24,7 +25,6 @@ from .newton_schulz import (
   newton_schulz,
 )
 
-AxisName = str | tuple[str, ...]
 Function = Callable[[jax.Array], jax.Array]
 STRATEGIES = ('auto', 'loop', 'batched')
 _SIDE_BY_SIDE = 4  # Small matrices in one turn of a loop on CPU.

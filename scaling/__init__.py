@@ -8,7 +8,10 @@ from .clipping import (
 )
 from .curvature import CurvatureNoiseScale, curvature_noise_scale
 from .fit import LawFit, SgdPowerLaw, fit_law
-from .gradients import hessian_vector_product, squared_norms
+from .gradients import (
+  hessian_vector_product,
+  squared_norms,
+)
 from .grid_optimum import OptimalLearningRate, optimal_learning_rate
 from .hessian import (
   AdamHessianAlignment,

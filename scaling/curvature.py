@@ -24,16 +24,13 @@ import jax.numpy as jnp
 from jax import lax
 
 from ..checks import require, require_one_of
+from ..mapped_axes import AxisName, devices_along, mean_over, sum_over
 from .gradients import (
-  AxisName,
   Loss,
-  devices_along,
   examples_of,
   hessian_vector_product,
   inner_product,
-  mean_over,
   squared_norms,
-  sum_over,
 )
 from .microbatches import scan_gradients, split_batch, zeros_like
 from .noise_scale import two_batch_noise_scale

@@ -12,12 +12,12 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jax import lax
 
 from ..checks import require
+from ..lowrank.arrays import wide
+from ..mapped_axes import AxisName, mean_over, vary_together
 
 Loss = Callable[[Any, Any], jax.Array]
-AxisName = str | tuple[str, ...]
 
 
 def examples_of(batch: Any) -> int:
@@ -34,28 +34,6 @@ def examples_of(batch: Any) -> int:
   return shapes[0][0]
 
 
-def wide(x: Any) -> jax.Array:
-  """The array in float32, or in float64 if it is."""
-  x = jnp.asarray(x)
-  return x.astype(jnp.promote_types(x.dtype, jnp.float32))
-
-
-def vary_together(tree: Any, *others: Any) -> Any:
-  """Declares a tree as varying over all mapped axes that any tree varies over.
-
-  >>> vary_together({'w': 1.0}, jnp.ones(3))
-  {'w': 1.0}
-  """
-  varying = lambda x: jax.typeof(x).mat.varying
-  axes = frozenset().union(*map(varying, jax.tree.leaves((tree, others))))
-
-  def cast(x):
-    missing = tuple(axes - varying(x))
-    return lax.pcast(x, missing, to='varying') if missing else x
-
-  return jax.tree.map(cast, tree)
-
-
 def local_value_and_grad(
   loss_fn: Loss, params: Any, batch: Any
 ) -> tuple[jax.Array, Any]:
@@ -65,22 +43,7 @@ def local_value_and_grad(
   >>> float(value), float(gradient)
   (6.0, 3.0)
   """
-  return jax.value_and_grad(loss_fn)(vary_together(params, batch), batch)
-
-
-def mean_over(tree: Any, axis_name: AxisName | None) -> Any:
-  """The mean over mapped axes; without one, the tree."""
-  return tree if axis_name is None else lax.pmean(tree, axis_name)
-
-
-def sum_over(tree: Any, axis_name: AxisName | None) -> Any:
-  """The sum over mapped axes; without one, the tree."""
-  return tree if axis_name is None else lax.psum(tree, axis_name)
-
-
-def devices_along(axis_name: AxisName | None) -> int:
-  """How many devices a mean over mapped axes is of."""
-  return 1 if axis_name is None else lax.axis_size(axis_name)
+  return jax.value_and_grad(loss_fn)(*vary_together(params, batch))
 
 
 def squared_norms(tree: Any) -> Any:
@@ -129,9 +92,8 @@ def local_gradient_and_product(
   vector = jax.tree.map(
     lambda v, x: jnp.asarray(v, jnp.result_type(x)), vector, params
   )
+  point, batch, direction = vary_together(params, batch, vector)
   gradient = lambda p: jax.grad(loss_fn)(p, batch)
-  point = vary_together(params, batch, vector)
-  direction = vary_together(vector, params, batch)
   return jax.jvp(gradient, (point,), (direction,))
 
 

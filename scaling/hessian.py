@@ -25,14 +25,12 @@ import optax
 from jax import lax
 
 from ..checks import require
+from ..lowrank.arrays import wide
+from ..mapped_axes import AxisName, mean_over, vary_together
 from .gradients import (
-  AxisName,
   Loss,
   examples_of,
   hessian_vector_product,
-  mean_over,
-  vary_together,
-  wide,
 )
 from .microbatches import zeros_like
 
@@ -60,7 +58,7 @@ def _mean_over_probes(
     add = lambda t, a, b: t + measure(wide(a), wide(b))
     return jax.tree.map(add, total, v, hv), None
 
-  start = vary_together(zeros_like(params), params, batch)
+  start, *_ = vary_together(zeros_like(params), params, batch)
   total, _ = lax.scan(body, start, jax.random.split(key, probes))
   return mean_over(jax.tree.map(lambda x: x / probes, total), axis_name)
 

@@ -27,7 +27,10 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from .gradients import inner_product, wide
+from ..lowrank.arrays import wide
+from .gradients import (
+  inner_product,
+)
 from .one_step import OneStep, best_step
 
 

@@ -18,16 +18,13 @@ import jax.numpy as jnp
 from jax import lax
 
 from ..checks import require
+from ..lowrank.arrays import wide
+from ..mapped_axes import AxisName, devices_along, mean_over, vary_together
 from .gradients import (
-  AxisName,
   Loss,
-  devices_along,
   examples_of,
   local_value_and_grad,
-  mean_over,
   squared_norms,
-  vary_together,
-  wide,
 )
 from .noise_scale import NoiseScale, two_batch_noise_scale
 
@@ -76,7 +73,7 @@ def scan_gradients(
     value, gradient = local_value_and_grad(loss_fn, params, xs[0])
     return step(carry, value, jax.tree.map(wide, gradient), xs[1])
 
-  carry = vary_together(carry, params, batches, inputs)
+  carry, *_ = vary_together(carry, params, batches, inputs)
   return lax.scan(body, carry, (batches, inputs))
 
 

@@ -27,15 +27,13 @@ import jax
 import jax.numpy as jnp
 
 from ..checks import require
+from ..lowrank.arrays import wide
+from ..mapped_axes import AxisName, devices_along, mean_over
 from .gradients import (
-  AxisName,
   Loss,
-  devices_along,
   examples_of,
   local_value_and_grad,
-  mean_over,
   squared_norms,
-  wide,
 )
 
 

@@ -30,14 +30,13 @@ from jax import lax
 from jax.typing import ArrayLike
 
 from ..checks import require
+from ..mapped_axes import AxisName, mean_over
 from .gradients import (
-  AxisName,
   Loss,
   examples_of,
   inner_product,
   local_gradient_and_product,
   local_value_and_grad,
-  mean_over,
 )
 from .jackknife import jackknife_ratio, require_confidence
 

@@ -16,15 +16,12 @@ import jax
 import jax.numpy as jnp
 
 from ..checks import require
+from ..lowrank.arrays import wide
+from ..mapped_axes import AxisName, devices_along, mean_over, sum_over
 from .gradients import (
-  AxisName,
   Loss,
-  devices_along,
   examples_of,
   inner_product,
-  mean_over,
-  sum_over,
-  wide,
 )
 from .microbatches import (
   accumulate_gradients,

@@ -22,17 +22,14 @@ import jax.numpy as jnp
 from jax import lax
 
 from ..checks import require
+from ..lowrank.arrays import wide
+from ..mapped_axes import AxisName, mean_over, sum_over, vary_together
 from .curvature import split_off_hessian
 from .gradients import (
-  AxisName,
   Loss,
   hessian_vector_product,
   inner_product,
   local_value_and_grad,
-  mean_over,
-  sum_over,
-  vary_together,
-  wide,
 )
 from .microbatches import split_batch, zeros_like
 
@@ -137,7 +134,7 @@ def surge_index_estimate(
     )
     return total, along_sign(jax.tree.map(jnp.subtract, first, second))
 
-  start = vary_together(zeros_like(params), params, batches)
+  start, *_ = vary_together(zeros_like(params), params, batches)
   total, noise_traces = lax.scan(body, start, batches)
   aligned = along_sign(sum_over(total, axis_name))
   return SurgeIndex.from_moments(

@@ -26,7 +26,8 @@ import jax
 import jax.numpy as jnp
 
 from ..checks import require
-from .gradients import AxisName, mean_over, wide
+from ..lowrank.arrays import wide
+from ..mapped_axes import AxisName, mean_over
 from .jackknife import jackknife_ratio, require_confidence
 from .noise_scale import two_batch_noise_scale
 

@@ -13,6 +13,7 @@ import kexue
 ROOT = pathlib.Path(kexue.__file__).parent
 FLOORS = {
   'checks': 0,
+  'mapped_axes': 0,
   'lowrank': 1,
   'optimizers': 2,
   'scaling': 3,

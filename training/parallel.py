@@ -23,8 +23,8 @@ from jax.sharding import AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from ..checks import require, require_one_of
+from ..mapped_axes import AxisName
 
-AxisName = str | tuple[str, ...]
 MODES = ('pmap', 'shard_map', 'jit')
 
 

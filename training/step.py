@@ -10,7 +10,12 @@ import optax
 from jax import lax
 
 from ..checks import require
-from .parallel import AxisName, as_varying, mean_gradient, value_and_grad
+from ..mapped_axes import AxisName
+from .parallel import (
+  as_varying,
+  mean_gradient,
+  value_and_grad,
+)
 
 
 class TrainState(NamedTuple):

@@ -1,4 +1,4 @@
-"""What varies over devices, before a derivative of one's own."""
+"""Declared varying, with one device and with eight; means and sums."""
 
 import functools
 
@@ -8,9 +8,7 @@ import numpy as np
 import pytest
 from jax.sharding import PartitionSpec as P
 
-from kexue.models.varying import vary_together
-
-pytestmark = pytest.mark.usefixtures('quick_compilation')
+from kexue.mapped_axes import devices_along, mean_over, sum_over, vary_together
 
 
 @jax.custom_vjp
@@ -25,8 +23,24 @@ product.defvjp(
 
 
 def test_without_devices_nothing_happens():
-  assert vary_together(1.0, 2.0) == [1.0, 2.0]
+  assert vary_together(1.0, 2.0) == (1.0, 2.0)
   assert jax.jit(lambda a, b: sum(vary_together(a, b)))(1.0, 2.0) == 3
+  tree = {'x': 3.0}
+  assert mean_over(tree, None) is sum_over(tree, None) is tree
+  assert devices_along(None) == 1
+
+
+def test_means_and_sums_over_two_axes():
+  def measured(x):
+    names = ('a', 'b')
+    tree = {'x': x}
+    count = devices_along(names)
+    return mean_over(tree, names)['x'], sum_over(tree, names)['x'] / count
+
+  mapped = jax.vmap(jax.vmap(measured, axis_name='b'), axis_name='a')
+  x = jnp.arange(6.0).reshape(2, 3)
+  for value in mapped(x):
+    np.testing.assert_allclose(value, 2.5)
 
 
 @pytest.mark.parametrize('shape', [(8,), (2, 4)])
