@@ -165,9 +165,9 @@ FIGURES: dict[str, Figure] = {
   ),
   'vq_prior': Figure(
     'VQ-VAE, arXiv 1711.00937; articles 9826, 10489, 10519, 11328',
-    'tokenizers judged by a prior on their tokens, and by its samples',
+    'by the samples of a prior DiVeQ and FSQ lead; usage is not information',
     '1.5',
-    '11',
+    '12.5',
   ),
   'codebook_usage': Figure(
     'FSQ, arXiv 2309.15505, fig. 3; SimVQ, 2411.02038; articles 9826, 10757',
