@@ -188,19 +188,24 @@ def check(results, drops):
 
 
 def report(title, first, times, size=None):
-  """A table; ratios against the first row, of the minima and of the rounds."""
+  """A table; ratios against the first row, of the minima and of the rounds.
+
+  MB: temporary memory of the program.
+  """
+  last = ' MB |' if size else ''
   print(
-    f'\n| {title} | min ms | median ms | min ratio | median | first s | MB |'
+    f'\n| {title} | min ms | median ms | min ratio | median | first s |{last}'
   )
-  print('|---|---|---|---|---|---|---|')
+  print('|---|---|---|---|---|---|' + ('---|' if size else ''))
   base = np.array(next(iter(times.values())))
   for name, t in times.items():
     # Of the same round, so that what slows a machine down slows both.
     ratio = np.median(np.array(t) / base)
-    mb = f'{size[name] / 2**20:.0f}' if size and name in size else ''
+    bytes_of = size.get(name, np.nan) if size else np.nan
+    last = f' {bytes_of / 2**20:.0f} |' if size else ''
     print(
       f'| {name} | {1e3 * min(t):.1f} | {1e3 * np.median(t):.1f} | '
-      f'{min(t) / min(base):.2f} | {ratio:.2f} | {first[name]:.2f} | {mb} |'
+      f'{min(t) / min(base):.2f} | {ratio:.2f} | {first[name]:.2f} |{last}'
     )
 
 
