@@ -201,8 +201,8 @@ def report(title, first, times, size=None):
   for name, t in times.items():
     # Of the same round, so that what slows a machine down slows both.
     ratio = np.median(np.array(t) / base)
-    bytes_of = size.get(name, np.nan) if size else np.nan
-    last = f' {bytes_of / 2**20:.0f} |' if size else ''
+    known = f'{size[name] / 2**20:.0f}' if size and name in size else ''
+    last = f' {known} |' if size else ''
     print(
       f'| {name} | {1e3 * min(t):.1f} | {1e3 * np.median(t):.1f} | '
       f'{min(t) / min(base):.2f} | {ratio:.2f} | {first[name]:.2f} |{last}'

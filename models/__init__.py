@@ -1,12 +1,17 @@
 """Models in flax linen, thin over pure functions."""
 
+from .assignment import balanced_assignment
 from .balance_losses import (
   balance_loss,
   router_z_loss,
   straight_through_load,
 )
 from .balancing import max_violation, update_bias, violation_floor
-from .code_statistics import CodebookMetrics, code_counts, codebook_metrics
+from .code_statistics import (
+  CodebookMetrics,
+  code_counts,
+  codebook_metrics,
+)
 from .codebook import (
   CodebookState,
   init_codebook,
@@ -79,6 +84,7 @@ __all__ = [
   'VQVAEOutput',
   'VectorQuantizer',
   'balance_loss',
+  'balanced_assignment',
   'best_subset',
   'code_counts',
   'codebook_loss',

@@ -1,11 +1,25 @@
-"""Eight simulated devices, before anything of jax runs; quick compilation."""
+"""Eight simulated devices and quick compilation, before jax runs anything."""
 
+import os
 import pathlib
 
 import jax
 import pytest
 
 jax.config.update('jax_num_cpu_devices', 8)
+
+# For programs that run for milliseconds and take seconds to compile; processes
+# that a test starts inherit it.
+FLAGS = [
+  '--xla_backend_optimization_level=0',
+  '--xla_llvm_disable_expensive_passes=true',
+]
+if jax.__version_info__ < (0, 11):  # XLA stops at flags that it does not know.
+  FLAGS += [
+    '--xla_cpu_use_fusion_emitters=false',
+    '--xla_cpu_parallel_codegen_split_count=1',
+  ]
+os.environ['XLA_FLAGS'] = ' '.join([*FLAGS, os.environ.get('XLA_FLAGS', '')])
 
 
 @pytest.fixture(autouse=True, scope='module')
@@ -23,7 +37,4 @@ def few_programs():
 
 @pytest.fixture(scope='module')
 def quick_compilation():
-  """For programs that run for milliseconds and take seconds to compile."""
-  jax.config.update('jax_disable_most_optimizations', True)
-  yield
-  jax.config.update('jax_disable_most_optimizations', False)
+  """Nothing: it is the default."""

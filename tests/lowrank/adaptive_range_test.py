@@ -13,7 +13,6 @@ from jax.sharding import PartitionSpec as P
 
 from kexue.lowrank import Range, adaptive_range
 
-pytestmark = pytest.mark.usefixtures('quick_compilation')
 KEY = jax.random.key(0)
 M, N, MOST = 60, 50, 30
 J = np.arange(N)

@@ -10,8 +10,6 @@ import pytest
 from kexue.lowrank import column_row_dense, column_row_expected_error
 from kexue.lowrank.column_row_dense import PASSES
 
-pytestmark = pytest.mark.usefixtures('quick_compilation')
-
 KEY = jax.random.key(0)
 DRAWS = 8000
 EVERY = [

@@ -16,8 +16,6 @@ from kexue.lowrank import (
 from kexue.lowrank.column_row_error import EXACT
 from kexue.lowrank.term_sampling import UNBIASED, inclusion_probabilities
 
-pytestmark = pytest.mark.usefixtures('quick_compilation')
-
 KEY = jax.random.key(0)
 DRAWS = 10_000
 EXPECTED = jax.jit(

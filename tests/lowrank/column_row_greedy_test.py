@@ -8,8 +8,6 @@ import pytest
 from kexue.lowrank.column_row_greedy import greedy_indices
 from kexue.lowrank.outer_products import outer_products
 
-pytestmark = pytest.mark.usefixtures('quick_compilation')
-
 
 @jax.jit
 def subtracted(x, y):

@@ -15,8 +15,6 @@ from hypothesis import strategies as st
 from kexue.lowrank import column_row, column_row_matmul
 from kexue.lowrank.column_row import METHODS
 
-pytestmark = pytest.mark.usefixtures('quick_compilation')
-
 KEY = jax.random.key(0)
 RANDOM = np.random.default_rng(0)
 # Programs take long to compile, so that not every weighting has every test.

@@ -9,8 +9,6 @@ import pytest
 
 from kexue.lowrank import cur_index, interpolative
 
-pytestmark = pytest.mark.usefixtures('quick_compilation')
-
 rng = np.random.default_rng(0)
 QUERIES, KEYS = (rng.normal(size=(n, 3)).astype(np.float32) for n in (7, 20))
 

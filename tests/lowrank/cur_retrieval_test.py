@@ -7,8 +7,6 @@ import pytest
 
 from kexue.lowrank import cur_index, cur_retrieval, cur_search
 
-pytestmark = pytest.mark.usefixtures('quick_compilation')
-
 QUERIES, KEYS = 15, 30
 rng = np.random.default_rng(0)
 SCORES = rng.normal(size=(QUERIES, KEYS)).astype(np.float32)

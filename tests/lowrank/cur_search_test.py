@@ -13,8 +13,6 @@ from jax.sharding import PartitionSpec as P
 from kexue.lowrank import CURIndex, cur_search
 from kexue.lowrank.cur_search import _estimates
 
-pytestmark = pytest.mark.usefixtures('quick_compilation')
-
 RANK, ANCHORS, KEYS, QUERIES = 3, 8, 40, 6
 
 

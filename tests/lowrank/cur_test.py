@@ -17,7 +17,6 @@ from jax.sharding import PartitionSpec as P
 from kexue.lowrank import CUR, cur, cur_approximation, deim_bound
 from kexue.lowrank.cur import CORES, METHODS
 
-pytestmark = pytest.mark.usefixtures('quick_compilation')
 RANK = 5
 SPECTRA = {
   'fast': 10.0 ** -(np.arange(24) / 4),

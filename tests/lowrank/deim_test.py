@@ -11,8 +11,6 @@ from jax.sharding import PartitionSpec as P
 
 from kexue.lowrank import deim, deim_bound, q_deim
 
-pytestmark = pytest.mark.usefixtures('quick_compilation')
-
 
 @pytest.fixture(autouse=True)
 def double():

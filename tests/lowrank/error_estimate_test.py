@@ -12,7 +12,6 @@ from jax.sharding import PartitionSpec as P
 
 from kexue.lowrank import SVD, ErrorEstimate, error_estimate
 
-pytestmark = pytest.mark.usefixtures('quick_compilation')
 KEY = jax.random.key(0)
 
 

@@ -14,7 +14,6 @@ from hypothesis import strategies as st
 from kexue.lowrank.interpolation_bound import interpolation_bound
 from kexue.lowrank.interpolative import METHODS, Interpolative, interpolative
 
-pytestmark = pytest.mark.usefixtures('quick_compilation')
 M, N, RANK = 24, 18, 6
 
 

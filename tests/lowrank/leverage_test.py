@@ -8,8 +8,6 @@ from jax.sharding import PartitionSpec as P
 
 from kexue.lowrank import leverage_rows, leverage_scores
 
-pytestmark = pytest.mark.usefixtures('quick_compilation')
-
 
 def basis(n=12, k=4, *, seed=0, batch=(), dtype=np.float32):
   rng = np.random.default_rng(seed)

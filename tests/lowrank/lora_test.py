@@ -21,7 +21,6 @@ from kexue.lowrank.lora import METHODS
 from kexue.optimizers import lora_pro
 
 KEY = jax.random.key(0)
-pytestmark = pytest.mark.usefixtures('quick_compilation')
 IN, OUT, RANK = 12, 10, 3
 
 

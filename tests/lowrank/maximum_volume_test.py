@@ -10,8 +10,6 @@ from jax.sharding import PartitionSpec as P
 
 from kexue.lowrank import maximum_volume, q_deim
 
-pytestmark = pytest.mark.usefixtures('quick_compilation')
-
 
 def basis(n=24, k=5, *, seed=0, batch=(), dtype=np.float64):
   rng = np.random.default_rng(seed)

@@ -14,8 +14,6 @@ from jax.sharding import PartitionSpec as P
 from kexue.lowrank import nystrom_attention
 from kexue.lowrank.nystrom_attention import iterative_pinv, segment_weights
 
-pytestmark = pytest.mark.usefixtures('quick_compilation')
-
 TOKENS, WIDTH, LANDMARKS = 24, 4, 5
 
 

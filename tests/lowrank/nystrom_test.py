@@ -12,8 +12,6 @@ from jax.sharding import PartitionSpec as P
 
 from kexue.lowrank import nystrom, nystrom_factor
 
-pytestmark = pytest.mark.usefixtures('quick_compilation')
-
 SIZE, RANK = 12, 5
 
 

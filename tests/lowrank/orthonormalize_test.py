@@ -8,7 +8,6 @@ import pytest
 from kexue.lowrank.orthonormalize import condition, orthonormal_basis
 
 KEY = jax.random.key(0)
-pytestmark = pytest.mark.usefixtures('quick_compilation')
 
 
 def block(m, l, dtype, steepness):

@@ -9,8 +9,6 @@ from hypothesis import strategies as st
 
 from kexue.lowrank.osinsky import osinsky_columns
 
-pytestmark = pytest.mark.usefixtures('quick_compilation')
-
 
 @pytest.fixture(autouse=True)
 def double():

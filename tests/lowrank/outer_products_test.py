@@ -17,8 +17,6 @@ from kexue.lowrank.outer_products import (
   squared_norm,
 )
 
-pytestmark = pytest.mark.usefixtures('quick_compilation')
-
 RANDOM = np.random.default_rng(0)
 
 

@@ -14,7 +14,6 @@ from jax.sharding import PartitionSpec as P
 
 from kexue.lowrank import pinv
 
-pytestmark = pytest.mark.usefixtures('quick_compilation')
 SHAPES = [(5, 3), (3, 5), (4, 4)]
 
 

@@ -18,7 +18,6 @@ from kexue.lowrank.pivoted_qr import (
   solve_chosen,
 )
 
-pytestmark = pytest.mark.usefixtures('quick_compilation')
 DTYPES = (np.float32, np.complex128)
 
 

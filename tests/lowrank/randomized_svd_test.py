@@ -15,7 +15,6 @@ from kexue.lowrank import randomized_svd
 from kexue.lowrank.operators import Operator
 
 KEY = jax.random.key(7)
-pytestmark = pytest.mark.usefixtures('quick_compilation')
 SPECTRA = {
   'fast': 10.0 ** -(np.arange(30) / 5),
   'slow': 1 / np.arange(1, 31),

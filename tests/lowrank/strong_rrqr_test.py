@@ -11,8 +11,6 @@ from hypothesis import strategies as st
 from kexue.lowrank.pivoted_qr import pivoted_qr
 from kexue.lowrank.strong_rrqr import StrongRRQR, strong_rrqr
 
-pytestmark = pytest.mark.usefixtures('quick_compilation')
-
 
 @pytest.fixture(autouse=True)
 def double():

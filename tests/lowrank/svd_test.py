@@ -13,8 +13,6 @@ from jax.sharding import PartitionSpec as P
 
 from kexue.lowrank import SVD, svd
 
-pytestmark = pytest.mark.usefixtures('quick_compilation')
-
 
 @pytest.fixture
 def double():

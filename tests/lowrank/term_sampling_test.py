@@ -14,8 +14,6 @@ from kexue.lowrank.term_sampling import (
   take_largest,
 )
 
-pytestmark = pytest.mark.usefixtures('quick_compilation')
-
 DRAWS = 10_000
 SIZES = np.float32([0.5, 8, 1, 1, 0, 2.5, 1, 3])
 

@@ -25,7 +25,6 @@ from kexue.training import (
   parallelize,
 )
 
-pytestmark = pytest.mark.usefixtures('quick_compilation')
 STEPS = 300
 
 

@@ -15,7 +15,6 @@ from kexue.models import Transformer, TransformerConfig
 from kexue.optimizers import qk_clip
 from kexue.training import data_mesh
 
-pytestmark = pytest.mark.usefixtures('quick_compilation')
 SETTINGS = hypothesis.settings(max_examples=12, deadline=None, derandomize=True)
 
 

@@ -98,22 +98,21 @@ def test_spectral_norm_is_the_largest_singular_value_from_below():
 
 
 @hypothesis.given(
-  m=st.integers(1, 9),
-  n=st.integers(1, 9),
+  shape=st.sampled_from([(1, 1), (1, 6), (7, 1), (5, 8), (9, 4)]),
   rate=st.floats(0, 1),
   seed=st.integers(0, 2**31 - 1),
 )
 @hypothesis.settings(max_examples=25, deadline=None, derandomize=True)
-def test_any_unit_vector_never_increases_the_spectral_norm(m, n, rate, seed):
+def test_any_unit_vector_never_increases_the_spectral_norm(shape, rate, seed):
   generator = np.random.default_rng(seed)
-  w, v = generator.normal(size=(m, n)), generator.normal(size=n)
+  w, v = generator.normal(size=shape), generator.normal(size=shape[1])
   v /= np.linalg.norm(v)
   after = w - rate * np.outer(w @ v, v)
   assert np.linalg.norm(after, 2) <= np.linalg.norm(w, 2) * (1 + 1e-12)
   # The transform with a `v` of its own choice, right or not.
   decay = add_spectral_decay(rate, key=jax.random.key(seed))
   params = {'w': jnp.asarray(w, jnp.float32)}
-  zeros = {'w': jnp.zeros((m, n))}
+  zeros = {'w': jnp.zeros(shape)}
   updates, _ = decay.update(zeros, decay.init(params), params)
   ours = np.asarray(params['w'] - updates['w'], np.float64)
   assert np.linalg.norm(ours, 2) <= np.linalg.norm(w, 2) * (1 + 1e-5)

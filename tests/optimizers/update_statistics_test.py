@@ -23,7 +23,6 @@ from kexue.optimizers import (
 )
 from kexue.training import data_mesh
 
-pytestmark = pytest.mark.usefixtures('quick_compilation')
 NAMES = {'update_rms', 'weight_rms', 'spectral_norm', 'orthogonality_residual'}
 
 

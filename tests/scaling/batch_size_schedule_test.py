@@ -12,8 +12,6 @@ import pytest
 
 from kexue.scaling import batch_size_schedule
 
-pytestmark = pytest.mark.usefixtures('quick_compilation')
-
 
 def noise(scale):
   return SimpleNamespace(scale=scale)

@@ -13,7 +13,6 @@ from jax.sharding import PartitionSpec as P
 from kexue.optimizers import clip_by_descent
 from kexue.scaling import clipping_statistics, sign_learning_rate
 
-pytestmark = pytest.mark.usefixtures('quick_compilation')
 statistics = jax.jit(clipping_statistics)
 G = np.array([3.0, -4.0, 0.0, 12.0])
 

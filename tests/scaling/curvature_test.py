@@ -12,7 +12,6 @@ from jax.sharding import PartitionSpec as P
 from kexue.scaling import CurvatureNoiseScale, curvature_noise_scale
 from kexue.scaling.curvature import FORMS, _moments, _signs
 
-pytestmark = pytest.mark.usefixtures('quick_compilation')
 KEY = jax.random.key(0)
 DRAWS = 20_000
 

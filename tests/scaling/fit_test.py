@@ -17,7 +17,6 @@ from kexue.scaling import (
   optimal_learning_rate,
 )
 
-pytestmark = pytest.mark.usefixtures('quick_compilation')
 BATCHES = 4.0 ** np.arange(9)  # 1 to 65536.
 RATES = np.geomspace(1e-3, 1, 13)
 

@@ -16,8 +16,6 @@ from kexue.scaling.gradients import (
   local_value_and_grad,
 )
 
-pytestmark = pytest.mark.usefixtures('quick_compilation')
-
 
 def loss(params, batch):
   """Two layers, whose gradient and Hessian differ from example to example."""

@@ -13,7 +13,6 @@ from jax.sharding import PartitionSpec as P
 
 from kexue.scaling import optimal_learning_rate
 
-pytestmark = pytest.mark.usefixtures('quick_compilation')
 RATES = np.geomspace(1e-3, 1, 13)
 
 

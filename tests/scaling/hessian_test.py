@@ -15,7 +15,6 @@ from kexue.scaling import (
   hessian_row_norms,
 )
 
-pytestmark = pytest.mark.usefixtures('quick_compilation')
 KEY = jax.random.key(0)
 ESTIMATORS = (hessian_diagonal, hessian_row_norms)
 

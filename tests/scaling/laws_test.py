@@ -16,7 +16,6 @@ from kexue.scaling import (
   surge_peak,
 )
 
-pytestmark = pytest.mark.usefixtures('quick_compilation')
 B = np.geomspace(0.1, 1e6, 15)
 
 # A fitted critical batch size for kappa^2 = 10: turning point, peak.

@@ -5,7 +5,6 @@ import functools
 import jax
 import jax.numpy as jnp
 import numpy as np
-import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from jax.sharding import PartitionSpec as P
@@ -13,7 +12,6 @@ from scipy import optimize
 
 from kexue.scaling import LeastSquares, least_squares
 
-pytestmark = pytest.mark.usefixtures('quick_compilation')
 X = np.linspace(0.1, 4, 12)
 STARTS = np.array([[0.0, 0.0], [2.0, -1.0], [-3.0, 3.0]])
 

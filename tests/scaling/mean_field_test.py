@@ -6,8 +6,6 @@ import pytest
 from kexue.scaling import SignLaw, SoftsignLaw, sign_one_step
 from kexue.scaling.mean_field import mean_field_numbers
 
-pytestmark = pytest.mark.usefixtures('quick_compilation')
-
 
 def test_mean_of_ratios_is_ruled_by_the_smallest_gradient(problem, double):
   # Why it is no option: a gradient entry that happens to vanish moves the peak

@@ -12,8 +12,6 @@ from jax.sharding import PartitionSpec as P
 
 from kexue.scaling import accumulate_gradients, two_batch_noise_scale
 
-pytestmark = pytest.mark.usefixtures('quick_compilation')
-
 GRADIENTS = np.array([[1.0, 2, 0], [0, 1, -1], [2, 0, 1], [1, 1, 0]])
 
 

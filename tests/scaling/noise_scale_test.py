@@ -15,7 +15,6 @@ from kexue.scaling import (
   two_batch_noise_scale,
 )
 
-pytestmark = pytest.mark.usefixtures('quick_compilation')
 DRAWS, N, SMALL = 20_000, 8, 2
 
 TABLE = """

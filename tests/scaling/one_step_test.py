@@ -7,7 +7,6 @@ import pytest
 
 from kexue.scaling import one_step
 
-pytestmark = pytest.mark.usefixtures('quick_compilation')
 RNG = np.random.default_rng(0)
 N = 5
 ROOT = RNG.normal(size=(N, N))

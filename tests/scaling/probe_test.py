@@ -13,7 +13,6 @@ from jax.sharding import PartitionSpec as P
 from kexue.optimizers import softsign_sgd
 from kexue.scaling import probe_learning_rate
 
-pytestmark = pytest.mark.usefixtures('quick_compilation')
 DRAWS = 20_000
 
 

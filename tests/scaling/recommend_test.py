@@ -21,7 +21,6 @@ from kexue.scaling import (
   recommend_learning_rate,
 )
 
-pytestmark = pytest.mark.usefixtures('quick_compilation')
 OPTIMIZERS = ('sgd', 'sign', 'softsign', 'adam')
 POSITIVE = st.floats(1e-2, 1e5)
 

@@ -6,7 +6,6 @@ import pytest
 
 from kexue.scaling import SgdLaw, one_step, sgd_moments, sgd_optimal_lr
 
-pytestmark = pytest.mark.usefixtures('quick_compilation')
 # Batch size, learning rate, loss decrease, AdaScale's gain over batch size 1.
 P1 = np.array(
   [

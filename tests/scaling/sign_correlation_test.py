@@ -12,8 +12,6 @@ from kexue.scaling import (
   sign_second_moment,
 )
 
-pytestmark = pytest.mark.usefixtures('quick_compilation')
-
 # s1, s2, rho, exact, of independent noise, interpolation.
 TABLE = np.array(
   [

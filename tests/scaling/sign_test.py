@@ -15,8 +15,6 @@ from kexue.scaling import (
   softsign_moments,
 )
 
-pytestmark = pytest.mark.usefixtures('quick_compilation')
-
 # s, erf(s / sqrt 2), and the approximations of 10542 and 11280.
 MEANS = np.array(
   [

@@ -14,7 +14,6 @@ from scipy import integrate, special, stats
 from kexue.optimizers import softsign
 from kexue.scaling import softsign_moments
 
-pytestmark = pytest.mark.usefixtures('quick_compilation')
 # a, b, then mean and second moment: exact, clip, 10563, 11280.
 TABLE = np.array(
   [

@@ -11,7 +11,6 @@ from jax.sharding import PartitionSpec as P
 
 from kexue.scaling import SurgeIndex, surge_index_estimate
 
-pytestmark = pytest.mark.usefixtures('quick_compilation')
 PAIRS = 10_000
 
 

@@ -15,8 +15,6 @@ from kexue.scaling import (
   surge_peak,
 )
 
-pytestmark = pytest.mark.usefixtures('quick_compilation')
-
 
 def curve(problem, **keywords):
   return lambda batch: sign_optimal_lr(batch, **problem, **keywords)

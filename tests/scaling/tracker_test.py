@@ -17,7 +17,6 @@ from kexue.scaling import (
   two_batch_noise_scale,
 )
 
-pytestmark = pytest.mark.usefixtures('quick_compilation')
 SMALL, BIG = 1, 8
 
 

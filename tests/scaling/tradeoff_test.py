@@ -16,7 +16,6 @@ from kexue.scaling import (
   steps_to_target,
 )
 
-pytestmark = pytest.mark.usefixtures('quick_compilation')
 LEAST = dict(min_steps=1000, min_examples=64000)
 # B, S, E, S / Smin, E / Emin, overhead.
 TABLE = """
