@@ -10,7 +10,6 @@ from kexue.figures.adam_hessian import MOSAIC, Config, plot, run
 from kexue.figures.hessian_panels import MEASURES
 
 KEY = jax.random.key(0)
-pytestmark = pytest.mark.usefixtures('quick_compilation')
 SMALL = dict(
   dataset='digits',
   width=4,

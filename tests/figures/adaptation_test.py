@@ -3,7 +3,6 @@
 import jax
 import jax.numpy as jnp
 import numpy as np
-import pytest
 
 from kexue.figures.adaptation import (
   DIGITS_WIDTHS,
@@ -17,7 +16,6 @@ from kexue.training.data import Dataset
 
 KEY = jax.random.key(0)
 OPTIONS = dict(steps=10, learning_rate=0.01, parallel='jit')
-pytestmark = pytest.mark.usefixtures('quick_compilation')
 
 
 def letters(first):

@@ -22,7 +22,6 @@ from kexue.lowrank import lora_equivalent_gradient
 from kexue.optimizers import lora_pro
 
 KEY = jax.random.key(0)
-pytestmark = pytest.mark.usefixtures('quick_compilation')
 
 
 def quadratic():

@@ -18,7 +18,6 @@ PAST = [
   dict(step=t, train_loss=2 * t**-0.25, base_rate=0.001)
   for t in (1, 10, 20, 40)
 ]
-pytestmark = pytest.mark.usefixtures('quick_compilation')
 
 
 def state_of(task):

@@ -17,8 +17,6 @@ from kexue.figures.attention_error import (
 )
 from kexue.training.progress import Progress
 
-pytestmark = pytest.mark.usefixtures('quick_compilation')
-
 
 def test_errors_end_at_nothing_and_the_best_is_least():
   q, k = jax.random.normal(jax.random.key(0), (2, 4, 12, 4))

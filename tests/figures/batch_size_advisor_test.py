@@ -63,7 +63,6 @@ def first(tmp_path_factory):
   return workdir, rows
 
 
-@pytest.mark.usefixtures('quick_compilation')
 class TestSmallRun:
   """They share the workdir of the first launch."""
 

@@ -2,11 +2,8 @@
 
 import jax.numpy as jnp
 import numpy as np
-import pytest
 
 from kexue.figures.best_match import _turn, _variants, best_match
-
-pytestmark = pytest.mark.usefixtures('quick_compilation')
 
 
 def images(count, seed=0):

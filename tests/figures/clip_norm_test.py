@@ -19,7 +19,6 @@ from kexue.figures.clip_norm import (
 from kexue.figures.image_model import ImageConfig
 
 KEY = jax.random.key(0)
-pytestmark = pytest.mark.usefixtures('quick_compilation')
 SMALL = dict(
   dataset='digits',
   widths=(2, 4, 8),

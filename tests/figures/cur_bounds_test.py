@@ -110,7 +110,6 @@ def test_matrices_have_norm_one_and_differ_by_seed(name):
     np.testing.assert_allclose(s, 10.0 ** -(np.arange(16) / 15))
 
 
-@pytest.mark.usefixtures('quick_compilation')
 def test_run_records_once(tmp_path, monkeypatch):
   monkeypatch.setattr(cur_bounds, 'METHODS', {'osinsky': 'k'})
   monkeypatch.setattr(cur_bounds, 'MATRICES', ('slow',))

@@ -21,7 +21,6 @@ from kexue.figures.cur_retrieval import (
   run,
 )
 
-pytestmark = pytest.mark.usefixtures('quick_compilation')
 TINY = Config(
   dataset='digits',
   keys=40,

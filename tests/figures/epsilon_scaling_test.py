@@ -41,7 +41,6 @@ SMALL = dict(
 UNIT = {'run': 'unit', 'step': 1, 'gradient_rms': 0.1, 'noise_rms': 2.0}
 
 
-@pytest.mark.usefixtures('quick_compilation')
 def test_run_records_once_and_is_drawn(tmp_path, monkeypatch):
   # They have tests of their own, and take long to compile.
   found = lambda *args, eps, **options: {'probe': 0.1 + eps, 'measured': 0.1}

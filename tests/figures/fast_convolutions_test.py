@@ -17,7 +17,6 @@ from kexue.figures.fast_convolutions import (
 from kexue.models import VQVAE, FiniteScalarQuantizer, VQVAEConfig
 
 KEY = jax.random.key(0)
-pytestmark = pytest.mark.usefixtures('quick_compilation')
 normal = lambda i, shape: jax.random.normal(jax.random.fold_in(KEY, i), shape)
 
 

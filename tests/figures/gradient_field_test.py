@@ -22,7 +22,6 @@ from kexue.figures.gradient_field import (
 
 KEY = jax.random.key(0)
 SMALL = Config(grid=3, angles=4, dims=(2, 3), frames=2)
-pytestmark = pytest.mark.usefixtures('quick_compilation')
 
 
 @pytest.mark.parametrize('kind', COLORS)

@@ -14,7 +14,6 @@ from kexue.figures.image_model import ImageTask, Sizes
 from kexue.training.data import Dataset
 
 KEY = jax.random.key(0)
-pytestmark = pytest.mark.usefixtures('quick_compilation')
 
 
 @pytest.fixture(scope='module')

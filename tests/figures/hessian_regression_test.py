@@ -6,8 +6,6 @@ import pytest
 
 from kexue.figures.hessian_regression import Quadratic, look, regression
 
-pytestmark = pytest.mark.usefixtures('quick_compilation')
-
 
 def made_up(n=64):
   rng = np.random.default_rng(0)

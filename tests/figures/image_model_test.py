@@ -13,7 +13,6 @@ from kexue.training import TrainState
 from kexue.training.data import Dataset
 
 KEY = jax.random.key(0)
-pytestmark = pytest.mark.usefixtures('quick_compilation')
 
 
 def made_up(count=64):

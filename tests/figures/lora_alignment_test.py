@@ -78,7 +78,6 @@ def with_other_settings(rows):
   return rows + copies
 
 
-@pytest.mark.usefixtures('quick_compilation')
 def test_the_sweep_is_recorded_once_and_drawn(tmp_path, monkeypatch):
   both = {'text': quadratic(), 'digits': quadratic()}
   monkeypatch.setattr(lora_alignment, '_tasks', lambda *_: both)
@@ -125,7 +124,6 @@ def test_a_rate_that_leads_is_run_with_all_seeds():
   assert expected == [20]  # The others were foreseen.
 
 
-@pytest.mark.usefixtures('quick_compilation')
 def test_contestants_share_their_start_and_batches(tmp_path, monkeypatch):
   both = {'text': quadratic(), 'digits': quadratic()}
   monkeypatch.setattr(lora_alignment, '_tasks', lambda *_: both)

@@ -106,7 +106,6 @@ def test_what_cannot_run_is_refused_before_it_starts(change, message):
     Config(**change).check()
 
 
-@pytest.mark.usefixtures('quick_compilation')
 def test_it_runs_counts_its_steps_and_resumes(tmp_path, monkeypatch):
   # Muon trains in the tests of the sweep; here its compilation is spared.
   cheap = lambda rate, *, momentum, **_: optax.sgd(rate, momentum=momentum)

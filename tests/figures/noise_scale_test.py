@@ -38,7 +38,6 @@ def drawn(rows):
   return plot(rows, axes), figure, axes
 
 
-@pytest.mark.usefixtures('quick_compilation')
 def test_run_records_once_and_is_drawn(tmp_path, monkeypatch):
   seen = []
 

@@ -27,7 +27,6 @@ KEY = jax.random.key(0)
 SIZES = (32, 16)
 OPTIMIZER = optax.sgd(0.1)
 TRACKER = noise_scale_tracker(decay=0.5)
-pytestmark = pytest.mark.usefixtures('quick_compilation')
 
 
 @pytest.fixture(scope='module')

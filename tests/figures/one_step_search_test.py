@@ -23,7 +23,6 @@ from kexue.training.data import Dataset
 
 KEY = jax.random.key(0)
 COUNT = 2 * CHUNK
-pytestmark = pytest.mark.usefixtures('quick_compilation')
 
 
 @pytest.fixture(scope='module')

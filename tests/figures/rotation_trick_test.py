@@ -36,7 +36,6 @@ SMALL = Config(
 )
 
 
-@pytest.mark.usefixtures('quick_compilation')
 def test_a_run_is_recorded_once(tmp_path, monkeypatch):
   # A part of it: every technique and codebook costs a compilation.
   settings = [s for s in SMALL.settings if s.codebook != 'ema']
@@ -60,7 +59,6 @@ def test_a_run_is_recorded_once(tmp_path, monkeypatch):
   assert run(SMALL, KEY, tmp_path, parallel='jit') == rows
 
 
-@pytest.mark.usefixtures('quick_compilation')
 @pytest.mark.parametrize('name, book', [('ste', 'ema'), ('simvq', 'linear')])
 def test_codes_are_scaled_and_nothing_else(name, book):
   task = SMALL.task(SMALL.data(), make_quantizer(name, 16, codebook=book))

@@ -13,7 +13,6 @@ from kexue.figures.sgd_curves import curves_of
 from kexue.training.data import Dataset
 
 KEY = jax.random.key(0)
-pytestmark = pytest.mark.usefixtures('quick_compilation')
 RATES = (0.01, 0.02, 0.04)
 SMALL = dict(
   dataset='digits',

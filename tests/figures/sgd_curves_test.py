@@ -15,7 +15,6 @@ from kexue.figures.sgd_curves import (
 
 RATES = np.array([0.125, 0.25, 0.5, 1.0])
 STEPS = np.array([2, 4, 8, 16, 32, 64])
-pytestmark = pytest.mark.usefixtures('quick_compilation')
 
 
 def test_rows_become_arrays():

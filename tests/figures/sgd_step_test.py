@@ -14,7 +14,7 @@ KEY = jax.random.key(0)
 
 
 @pytest.fixture(scope='module')
-def problem(quick_compilation):
+def problem():
   rng = np.random.default_rng(0)
   image = rng.integers(0, 256, (256, 2, 2, 1)).astype(np.uint8)
   label = (image[:, 0, 0, 0] // 128).astype(np.int64)

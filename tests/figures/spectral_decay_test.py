@@ -122,7 +122,6 @@ def test_a_diverged_run_is_no_optimum_and_a_missing_decay_is_named():
     draw([row for row in rows if row['decay'] != 'spectral'])
 
 
-@pytest.mark.usefixtures('quick_compilation')
 def test_the_smallest_sweep_runs_from_end_to_end(tmp_path, monkeypatch):
   two = {name: DECAYS[name] for name in ('L2', 'spectral')}
   monkeypatch.setattr(spectral_decay, 'DECAYS', two)

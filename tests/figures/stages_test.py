@@ -3,14 +3,12 @@
 import jax
 import numpy as np
 import optax
-import pytest
 
 from kexue.figures.image_model import ImageConfig
 from kexue.figures.session import session
 from kexue.figures.stages import by_stage, parameters_at
 
 KEY = jax.random.key(0)
-pytestmark = pytest.mark.usefixtures('quick_compilation')
 
 
 def test_stages_go_on_from_each_other(tmp_path):

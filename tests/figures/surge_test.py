@@ -36,7 +36,6 @@ SMALL = dict(
 )
 
 
-@pytest.mark.usefixtures('quick_compilation')
 def test_run_records_once_and_is_drawn(tmp_path, monkeypatch):
   # They have tests of their own, and take long to compile.
   found = lambda *args, **options: {'probe': 0.1, 'measured': 0.1}

@@ -18,7 +18,6 @@ from kexue.figures.tokenizer import (
 from kexue.models import VectorQuantizer
 
 KEY = jax.random.key(0)
-pytestmark = pytest.mark.usefixtures('quick_compilation')
 SMALL = TokenizerConfig(
   dataset='digits',
   width=4,

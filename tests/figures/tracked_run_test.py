@@ -11,7 +11,6 @@ from kexue.scaling import noise_scale_tracker, two_batch_noise_scale
 from kexue.training import init_state, make_step, parallelize
 
 KEY = jax.random.key(0)
-pytestmark = pytest.mark.usefixtures('quick_compilation')
 
 
 def loss(params, x):

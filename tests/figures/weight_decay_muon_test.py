@@ -125,7 +125,6 @@ def test_what_cannot_run_is_refused_before_it_starts(change, message):
     Config(**change).check()
 
 
-@pytest.mark.usefixtures('quick_compilation')
 def test_it_runs_counts_its_steps_and_resumes(tmp_path):
   (tmp_path / 'letters.txt').write_bytes(b'abcdefgh' * 500)
   config = Config(

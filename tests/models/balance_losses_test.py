@@ -16,8 +16,6 @@ from kexue.models import (
   straight_through_load,
 )
 
-pytestmark = pytest.mark.usefixtures('quick_compilation')
-
 SCORES = {
   'softmax': jax.nn.softmax,
   'sigmoid': jax.nn.sigmoid,

@@ -15,8 +15,6 @@ from kexue.models import (
   violation_floor,
 )
 
-pytestmark = pytest.mark.usefixtures('quick_compilation')
-
 RNG = np.random.default_rng(0)
 
 

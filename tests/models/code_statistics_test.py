@@ -14,8 +14,6 @@ from jax.sharding import PartitionSpec as P
 from kexue.models import CodebookMetrics, code_counts, codebook_metrics
 from kexue.models.code_statistics import code_sums
 
-pytestmark = pytest.mark.usefixtures('quick_compilation')
-
 RNG = np.random.default_rng(0)
 
 

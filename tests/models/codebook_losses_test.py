@@ -7,8 +7,6 @@ import pytest
 
 from kexue.models import codebook_loss, commitment_loss
 
-pytestmark = pytest.mark.usefixtures('quick_compilation')
-
 RNG = np.random.default_rng(0)
 Z, Q = RNG.normal(size=(2, 3, 5, 4)).astype(np.float32)
 MASK = RNG.random((3, 5)) < 0.5

@@ -20,8 +20,6 @@ from kexue.models import (
 )
 from kexue.models.sample_rows import sample_rows
 
-pytestmark = pytest.mark.usefixtures('quick_compilation')
-
 KEY = jax.random.key(0)
 RNG = np.random.default_rng(0)
 Z = RNG.normal(size=(64, 3)).astype(np.float32)

@@ -13,8 +13,6 @@ from jax.sharding import PartitionSpec as P
 
 from kexue.models import Routing, dispatch, dropped_choices, route
 
-pytestmark = pytest.mark.usefixtures('quick_compilation')
-
 OPTIONS = {
   'dense': {'method': 'dense'},
   'blocks': {'backend': 'blocks', 'block_size': 4},

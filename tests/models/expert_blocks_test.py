@@ -10,8 +10,6 @@ from jax.sharding import PartitionSpec as P
 
 from kexue.models.expert_blocks import apply_in_blocks
 
-pytestmark = pytest.mark.usefixtures('quick_compilation')
-
 RNG = np.random.default_rng(0)
 
 

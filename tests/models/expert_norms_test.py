@@ -13,8 +13,6 @@ from jax.sharding import PartitionSpec as P
 from kexue import models
 from kexue.models import expert_vectors, subset_error
 
-pytestmark = pytest.mark.usefixtures('quick_compilation')
-
 RNG = np.random.default_rng(0)
 best_subset, norm_top_k, random_subset_error = (
   jax.jit(measure, static_argnames='k')

@@ -17,8 +17,6 @@ from kexue.models.expert_paths import (
   to_ragged,
 )
 
-pytestmark = pytest.mark.usefixtures('quick_compilation')
-
 RNG = np.random.default_rng(0)
 EXPERTS, ROWS = 4, 24
 WEIGHTS = jnp.array(RNG.normal(size=(ROWS, 2)), jnp.float32)

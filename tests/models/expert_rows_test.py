@@ -6,13 +6,10 @@ import hypothesis
 import jax
 import jax.numpy as jnp
 import numpy as np
-import pytest
 from hypothesis import strategies as st
 
 from kexue.models import expert_rows
 from kexue.models.expert_rows import lay_out, move_rows
-
-pytestmark = pytest.mark.usefixtures('quick_compilation')
 
 EXPERTS = 4
 laid_out = jax.jit(

@@ -18,7 +18,6 @@ from kexue.models import (
   fsq_quantize,
 )
 
-pytestmark = pytest.mark.usefixtures('quick_compilation')
 Z = np.random.default_rng(0).normal(size=(500, 4)) * 2
 
 

@@ -14,7 +14,6 @@ from jax.sharding import PartitionSpec as P
 from kexue.models import gradient_estimator, rotation_trick, straight_through
 from kexue.models.gradient_estimators import KINDS
 
-pytestmark = pytest.mark.usefixtures('quick_compilation')
 LINEAR = [kind for kind in KINDS if kind != 'diveq']
 RNG = np.random.default_rng(0)
 Z, Q, G = RNG.normal(size=(3, 64, 8)) * np.array([1.0, 2.0, 3.0])[:, None, None]

@@ -12,8 +12,6 @@ from sklearn.exceptions import ConvergenceWarning
 
 from kexue.models import k_means, k_means_start, nearest_code
 
-pytestmark = pytest.mark.usefixtures('quick_compilation')
-
 RNG = np.random.default_rng(0)
 Z = RNG.normal(size=(400, 3)).astype(np.float32)
 

@@ -12,7 +12,6 @@ from kexue.lowrank import lora_init, lora_merge
 from kexue.models import LoRADense
 from kexue.optimizers import lora_pro
 
-pytestmark = pytest.mark.usefixtures('quick_compilation')
 KEY = jax.random.key(0)
 X = jax.random.normal(KEY, (3, 7, 6))
 KERNEL = jax.random.normal(jax.random.key(1), (6, 5))

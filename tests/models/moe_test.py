@@ -22,7 +22,6 @@ from kexue.models import (
 from kexue.training import init_state, make_step, parallelize
 from kexue.training.parallel import data_mesh
 
-pytestmark = pytest.mark.usefixtures('quick_compilation')
 SIZES = dict(experts=8, chosen=2, hidden=8)
 X = jax.random.normal(jax.random.key(0), (16, 4, 6))
 

@@ -13,8 +13,6 @@ from jax.sharding import PartitionSpec as P
 from kexue.models import nearest_code
 from kexue.models.nearest_code import unit_vectors
 
-pytestmark = pytest.mark.usefixtures('quick_compilation')
-
 search = jax.jit(nearest_code, static_argnames='distance')
 
 

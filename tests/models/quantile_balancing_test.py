@@ -13,8 +13,6 @@ from jax.sharding import PartitionSpec as P
 from kexue.models import max_violation, quantile_bias, route
 from kexue.models.quantile_balancing import kth_largest
 
-pytestmark = pytest.mark.usefixtures('quick_compilation')
-
 quantile = jax.jit(quantile_bias, static_argnames='k')
 largest = jax.jit(kth_largest)
 

@@ -7,8 +7,6 @@ import pytest
 
 from kexue.models.quantized import checked_vectors, global_mean
 
-pytestmark = pytest.mark.usefixtures('quick_compilation')
-
 
 def test_mean_of_weighted_means_is_the_mean_of_all():
   values = jnp.arange(24.0).reshape(4, 6) ** 2

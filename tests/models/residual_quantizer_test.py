@@ -11,7 +11,6 @@ from kexue.models import (
   VectorQuantizer,
 )
 
-pytestmark = pytest.mark.usefixtures('quick_compilation')
 KEY = jax.random.key(0)
 X = jax.random.normal(KEY, (8, 16, 3))
 STAGES = (

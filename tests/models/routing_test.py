@@ -13,8 +13,6 @@ from jax.sharding import PartitionSpec as P
 from kexue.models import route
 from kexue.models.routing import SCORES
 
-pytestmark = pytest.mark.usefixtures('quick_compilation')
-
 ORACLES = {
   'softmax': lambda z: np.exp(z) / np.exp(z).sum(-1, keepdims=True),
   'sigmoid': lambda z: 1 / (1 + np.exp(-z)),

@@ -5,12 +5,9 @@ import functools
 import jax
 import jax.numpy as jnp
 import numpy as np
-import pytest
 from jax.sharding import PartitionSpec as P
 
 from kexue.models.sample_rows import sample_rows
-
-pytestmark = pytest.mark.usefixtures('quick_compilation')
 
 KEY = jax.random.key(0)
 Z = jnp.arange(48.0).reshape(24, 2)

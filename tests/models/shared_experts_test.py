@@ -6,8 +6,6 @@ import pytest
 
 from kexue.models import shared_expert_scale
 
-pytestmark = pytest.mark.usefixtures('quick_compilation')
-
 RNG = np.random.default_rng(0)
 
 

@@ -24,7 +24,6 @@ from kexue.optimizers import matrix_labels
 SMALL = TransformerConfig(vocab_size=11, layers=2, width=16, heads=2)
 KEY = jax.random.key(0)
 TOKENS = jnp.asarray(np.random.default_rng(0).integers(0, 11, (3, 7)))
-pytestmark = pytest.mark.usefixtures('quick_compilation')
 
 
 @functools.cache

@@ -12,7 +12,6 @@ from jax.sharding import PartitionSpec as P
 from kexue.models import VectorQuantizer
 from kexue.models.codebook import CodebookState
 
-pytestmark = pytest.mark.usefixtures('quick_compilation')
 KEY = jax.random.key(0)
 X = jax.random.normal(KEY, (8, 6, 4)) + jnp.array([3.0, 0.0, 0.0, 0.0])
 G = jax.random.normal(jax.random.key(1), X.shape)

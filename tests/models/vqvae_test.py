@@ -17,7 +17,6 @@ from kexue.models import (
 )
 from kexue.training import init_state, make_step, parallelize
 
-pytestmark = pytest.mark.usefixtures('quick_compilation')
 KEY = jax.random.key(0)
 SMALL = VQVAEConfig(channels=1, width=8, latent=4, downsamplings=1, blocks=1)
 IMAGES = jax.random.uniform(KEY, (16, 4, 4, 1))
