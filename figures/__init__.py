@@ -175,6 +175,12 @@ FIGURES: dict[str, Figure] = {
     '1',
     '12',
   ),
+  'moe_balancing': Figure(
+    'loss-free balancing, arXiv 2408.15664; articles 10735, 10757, 11619',
+    'a bias that only chooses balances experts at no cost in the loss',
+    '1.5',
+    '11',
+  ),
   'assignment': Figure(
     'articles 10757, 11619; Jonker and Volgenant, Computing 38, 1987',
     'turns of the bias get near the optimum, shortest paths settle the rest',
