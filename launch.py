@@ -46,6 +46,7 @@ def reproduce(values, config) -> None:
     identity['config'] = dataclasses.asdict(config)
     with refusing():
       config.check(values.data_dir)
+      config.check_parallel(values.parallel)
       if jax.process_index() == 0:
         prepare(workdir, identity, overwrite=values.overwrite)
     multihost_utils.sync_global_devices('the workdir is prepared')

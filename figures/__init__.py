@@ -179,7 +179,7 @@ FIGURES: dict[str, Figure] = {
     'loss-free balancing, arXiv 2408.15664; articles 10735, 10757, 11619',
     'a bias that only chooses balances experts at no cost in the loss',
     '1.5',
-    '11',
+    '10',
   ),
   'assignment': Figure(
     'articles 10757, 11619; Jonker and Volgenant, Computing 38, 1987',

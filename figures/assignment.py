@@ -5,7 +5,30 @@ solves an assignment problem, and 11619, which solves its dual by quantiles;
 Jonker and Volgenant, 1987. As many tokens as experts, one each: the classical
 problem, to which SciPy knows the optimum.
 
-To be measured.
+What should be seen: turns of a bias bring the bound of the dual near the
+optimum, from 15, 45 and 9 % below it to 0.02, 9 and 0.2 % in 256 turns of 256
+rows (random costs, points of a square, images to images). All rules are about
+level, the rates of sign and RMS tuned and falling to a hundredth, quantiles
+without any. But a bias is no assignment: a greedy one made of it is 3 to 20 %
+too dear, up to 40 %, where rows that are nearly indifferent choose the same
+column. Shortest augmenting paths (`settle`) from the same bias are exact, after
+any number of turns, which is why `balanced_assignment` is made of both: that is
+the algorithm of Jonker and Volgenant with another start. Four turns leave 7 to
+18 % of the rows to paths, not 28 to 36 %, and that is what they are for: at
+1024 rows eight of them save half to two thirds of the time for random costs,
+and less for points, where paths are long. Above a few hundred rows it is as
+fast as SciPy, which has the same paths, or faster; below, calls of a fraction
+of a millisecond are several times slower than SciPy's.
+
+What is not reproduced: that the bias solves the problem by itself. It solves
+random costs, of which few rows are nearly indifferent, up to 256 rows.
+
+How: costs are reduced by their rows' and columns' minima, which all rules get.
+The range over draws is a band. Times are those of the faster of two calls, on
+the CPU, compiled before. Gaps below 1e-5 are drawn there.
+
+Expected: a gap of zero after paths, up to rounding. Cost on two CPU cores:
+quick 1 minute, full 4 minutes.
 """
 
 import dataclasses

@@ -11,6 +11,9 @@ from ..checks import require
 class CheckedConfig:
   """Base of configurations; theirs is a method `check`, before any work."""
 
+  def check_parallel(self, how: str) -> None:
+    """Refuses a way of `parallelize` that a figure could not run by."""
+
   def require_every(
     self, name: str, good: Callable[[Any], bool], expected: str
   ) -> None:

@@ -45,6 +45,7 @@ from ..lowrank import (
   column_row_expected_error,
   column_row_matmul,
 )
+from .checked import CheckedConfig
 from .column_row_data import gaussian, labelled_images, layer_gradient
 from .column_row_panels import (
   CLOSED,
@@ -71,7 +72,7 @@ TIMED_DATA = ('gaussian', 'images')
 
 
 @dataclasses.dataclass
-class Config:
+class Config(CheckedConfig):
   """What is multiplied, and how often.
 
   Args:

@@ -44,6 +44,7 @@ from ..lowrank import (
   q_deim,
 )
 from ..training.data import best_images, load
+from .checked import CheckedConfig
 from .comparison import Row, spread
 from .session import session
 
@@ -77,7 +78,7 @@ KAHAN = 90
 
 
 @dataclasses.dataclass
-class Config:
+class Config(CheckedConfig):
   """What is decomposed.
 
   Args:

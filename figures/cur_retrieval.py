@@ -43,6 +43,7 @@ from ..lowrank import cur_index, cur_search
 from ..training.data import load
 from . import attention_error
 from .best_match import best_match
+from .checked import CheckedConfig
 from .comparison import by_run, crossing, spread
 from .session import Session, session
 
@@ -60,7 +61,7 @@ METHODS = {  # Label, colour.
 
 
 @dataclasses.dataclass
-class Config:
+class Config(CheckedConfig):
   """What is searched and attended to.
 
   Args:

@@ -40,6 +40,7 @@ import numpy as np
 
 from ..checks import require
 from ..lowrank import strong_rrqr
+from .checked import CheckedConfig
 from .column_choices import BASELINES, OURS, Choice, choose, fit
 from .column_matrices import haar, kahan, matrices, spectra
 from .interpolative_panels import (
@@ -60,7 +61,7 @@ THRESHOLDS = (1.001, 1.02, 1.05, 1.1, 1.2, 1.5, 2.0)
 
 
 @dataclasses.dataclass
-class Config:
+class Config(CheckedConfig):
   """What is decomposed.
 
   Args:

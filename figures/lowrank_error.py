@@ -38,6 +38,7 @@ from ..lowrank import (
 )
 from ..training.data import DataUnavailable, best_images, load, load_weights
 from . import lowrank_panels
+from .checked import CheckedConfig
 from .comparison import by_run
 from .session import Session, session
 
@@ -69,7 +70,7 @@ FIXED = ('ID, pivoted_qr', 'ID, strong_rrqr', 'CUR, pivoted_qr')
 
 
 @dataclasses.dataclass
-class Config:
+class Config(CheckedConfig):
   """What is decomposed.
 
   Args:

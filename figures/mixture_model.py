@@ -97,6 +97,12 @@ class MixtureConfig(CheckedConfig):
     _ = self.sizes()
     load(self.dataset, data_dir=data_dir)
 
+  def check_parallel(self, how: str) -> None:
+    """Refuses pmap for experts over several devices: it splits data alone."""
+    good = self.expert_devices == 1 or how == 'shard_map'
+    expected = f'shard_map for experts over {self.expert_devices} devices'
+    require(good, 'parallel', how, expected)
+
   def _check_devices(self) -> None:
     devices = jax.device_count()
     split = f'a multiple of the {devices} devices'
@@ -120,6 +126,7 @@ class MixtureConfig(CheckedConfig):
     self, text: Dataset, sizes: TransformerConfig, parallel: str
   ) -> 'Mixture':
     """A model on the text, and what trains it."""
+    self.check_parallel(parallel)
     task = MixtureTask(
       sizes,
       text,
@@ -261,11 +268,9 @@ class Mixture:
     steps: of a run.
     log_every: steps between two records.
     weight_decay: decoupled.
-    parallel: see `parallelize`; "shard_map" for experts over several devices.
+    parallel: see `parallelize`; for experts over several devices not looked at.
     expert_devices: over how many devices experts are split.
 
-  Raises:
-    ValueError: for experts over several devices by another way.
   """
 
   def __init__(
@@ -278,9 +283,6 @@ class Mixture:
     parallel: str,
     expert_devices: int = 1,
   ):
-    good = expert_devices == 1 or parallel == 'shard_map'
-    expected = f'shard_map for experts over {expert_devices} devices'
-    require(good, 'parallel', parallel, expected)
     self.task, self.steps, self.log_every = task, steps, log_every
     shape = schedule('cosine', steps=steps, warmup=steps // 20)
 

@@ -30,6 +30,7 @@ from ..checks import require
 from ..models.transformer import TransformerConfig
 from ..optimizers import muon
 from ..training.data import load
+from .checked import CheckedConfig
 from .comparison import by_run, crossing, power_law, select, spread
 from .language_model import Sweep, Task
 from .panels import STYLES, band, bowl, rate_axis, scaling, whiskers
@@ -41,7 +42,7 @@ PAPER_RATIO = 0.52
 
 
 @dataclasses.dataclass
-class Config:
+class Config(CheckedConfig):
   """What the figure trains.
 
   Args:

@@ -255,10 +255,10 @@ def balanced_assignment(cost: ArrayLike, *, steps: ArrayLike) -> jax.Array:
   start by bias. More turns leave fewer rows to paths, of which each takes
   O(n^2), but do not change the optimum.
 
-  Deviations: article 10757 only says that the bias is a solver. On its own it
-  is not a finite one: moved by a rate, by its sign or root mean square, it
-  circles the optimum; moved by quantiles it comes to rest near it or, with
-  ties, not at all.
+  Deviations: the articles leave it at the bias. Alone it is not a solver for
+  any number of turns: moved by a rate it circles the optimum, moved by
+  quantiles it comes near but stops short of it where costs tie, and either way
+  rows that want the same column remain.
 
   Args:
     cost: [n, n], of any scale; minus the scores. What is not finite is assigned

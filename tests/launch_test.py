@@ -96,6 +96,10 @@ def test_a_run_is_complete_repeatable_and_redrawn(text, capsys):
     (['--config.widths.x=1'], 'the fields are dataset'),
     (['--config.widths[0]=1'], 'widths[0]'),
     (['--config.batch_size=12'], 'a multiple of the 8 devices'),
+    (
+      ['--figure=moe_balancing', '--config.expert_devices=8'],
+      "parallel: got 'pmap', expected shard_map for experts over 8 devices",
+    ),
     (['--seed=99999999999999999999999'], 'seed'),
     (['--simulated_devices=0'], 'simulated_devices'),
     (['--num_processes=2', '--process_id=0'], 'expected all three'),
