@@ -172,7 +172,7 @@ FIGURES: dict[str, Figure] = {
   'codebook_usage': Figure(
     'FSQ, arXiv 2309.15505, fig. 3; SimVQ, 2411.02038; articles 9826, 10757',
     'revival keeps 4096 codes in use, a bias 1024; the rotation trick does not',
-    '1',
+    '1.5',
     '12',
   ),
   'moe_balancing': Figure(

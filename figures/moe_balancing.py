@@ -7,8 +7,8 @@ MaxVio of a batch keeps falling with its size, where that of the auxiliary loss
 does not. Su, article 10757: RMS for the sign; article 11619: quantiles, without
 a rate; article 10735: the auxiliary loss.
 
-What should be seen (300 steps, three seeds, 409,600 bytes held out): without any
-balance MaxVio is 1.31 at 1.612 nats a byte. RMS at a rate of 0.001 has 0.03
+What should be seen (300 steps, three seeds, 409,600 bytes held out): without
+any balance MaxVio is 1.31 at 1.612 nats a byte. RMS at a rate of 0.001 has 0.03
 at 1.616, quantiles 0.05 at 1.615, the sign 0.08 at 1.610 (one seed 0.17), or
 0.05 at 1.621 at a rate of 0.003. Random choices would be at 0.004 there, and at
 0.06 in a batch of training, of which the last ones are at 0.08 to 0.16. Which
