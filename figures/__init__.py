@@ -187,6 +187,12 @@ FIGURES: dict[str, Figure] = {
     '1',
     '4',
   ),
+  'moe_geometry': Figure(
+    'article 10699; MoEfication, arXiv 2110.01786',
+    'the longest vectors are nearly the best, and a router finds them',
+    '1.5',
+    '8',
+  ),
   'softsign_moments': Figure(
     'articles 10563, 11280',
     'approximate moments are off by up to 0.25; the surge outlives them',
