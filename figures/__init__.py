@@ -191,7 +191,7 @@ FIGURES: dict[str, Figure] = {
     'article 10699; MoEfication, arXiv 2110.01786',
     'the longest vectors are nearly the best, and a router finds them',
     '1.5',
-    '8',
+    '6',
   ),
   'softsign_moments': Figure(
     'articles 10563, 11280',

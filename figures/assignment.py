@@ -5,23 +5,24 @@ solves an assignment problem, and 11619, which solves its dual by quantiles;
 Jonker and Volgenant, 1987. As many tokens as experts, one each: the classical
 problem, to which SciPy knows the optimum.
 
-What should be seen: turns of a bias bring the bound of the dual near the
-optimum, from 15, 45 and 9 % below it to 0.02, 9 and 0.2 % in 256 turns of 256
-rows (random costs, points of a square, images to images). All rules are about
-level, the rates of sign and RMS tuned and falling to a hundredth, quantiles
-without any. But a bias is no assignment: a greedy one made of it is 3 to 20 %
-too dear, up to 40 %, where rows that are nearly indifferent choose the same
-column. Shortest augmenting paths (`settle`) from the same bias are exact, after
-any number of turns, which is why `balanced_assignment` is made of both: that is
-the algorithm of Jonker and Volgenant with another start. Four turns leave 7 to
-18 % of the rows to paths, not 28 to 36 %, and that is what they are for: at
-1024 rows eight of them save half to two thirds of the time for random costs,
-and less for points, where paths are long. Above a few hundred rows it is as
-fast as SciPy, which has the same paths, or faster; below, calls of a fraction
-of a millisecond are several times slower than SciPy's.
+What should be seen (1024 rows, three draws; random costs, points of a square,
+images to images): 256 turns of a bias bring the bound of the dual from 17, 49
+and 7 % below the optimum to 0.003 to 0.015, 21 to 28 and 0.2 to 1.2 %. Sign and
+RMS, at tuned rates that fall to a hundredth, are level with quantiles, which
+have none, for random costs, and behind for the others. But a bias is no
+assignment: a greedy one made of it is 20 to 130, 34 to 41 and 4 to 8 % too
+dear, where rows that are nearly indifferent choose the same column. Shortest
+augmenting paths (`settle`) from the same bias are exact, after any number of
+turns, which is why `balanced_assignment` is made of both: that is the algorithm
+of Jonker and Volgenant with another start. Eight turns leave 5 to 13 % of the
+rows to paths, not 28 to 37 %, and that is what they are for: 16.8 ms with them
+for random costs, 32.9 without and 46.2 by SciPy, which has the same paths; 46,
+65 and 83 ms for images, 87, 100 and 77 for points, where paths are long. Below
+256 rows calls of a fraction of a millisecond are several times slower than
+SciPy's.
 
-What is not reproduced: that the bias solves the problem by itself. It solves
-random costs, of which few rows are nearly indifferent, up to 256 rows.
+What is not reproduced: that the bias solves the problem by itself, but for
+random costs up to 128 rows, of which few are nearly indifferent.
 
 How: costs are reduced by their rows' and columns' minima, which all rules get.
 The range over draws is a band. Times are those of the faster of two calls, on
