@@ -18,11 +18,8 @@ it alone on the machine:
   python benchmarks/moe_dispatch.py [--rounds=20] [--core=0]
 """
 
-import argparse
-import os
-import time
-
 import numpy as np
+from rounds import measure, pinned_arguments, report
 
 SHAPE = {
   'tokens': 4096,
@@ -156,24 +153,6 @@ def torch_calls(routing, x, w_in, w_out, cotangent):
   return {'torch loop': forward}, {'torch loop': step}
 
 
-def timed(call):
-  start = time.perf_counter()
-  result = call()
-  return time.perf_counter() - start, result
-
-
-def measure(calls, rounds):
-  """Results, seconds of the first call, and seconds by round, by name."""
-  first, results, times = {}, {}, {name: [] for name in calls}
-  for name, call in calls.items():
-    first[name], results[name] = timed(call)
-    call()
-  for _ in range(rounds):
-    for name, call in calls.items():
-      times[name].append(timed(call)[0])
-  return results, first, times
-
-
 def check(results, drops):
   """The same values or gradients of all that drop nothing."""
   import jax
@@ -187,35 +166,8 @@ def check(results, drops):
       assert gap < 1e-3 * np.abs(np.asarray(b)).max(), (name, gap)
 
 
-def report(title, first, times, size=None):
-  """A table; ratios against the first row, of the minima and of the rounds.
-
-  MB: temporary memory of the program.
-  """
-  last = ' MB |' if size else ''
-  print(
-    f'\n| {title} | min ms | median ms | min ratio | median | first s |{last}'
-  )
-  print('|---|---|---|---|---|---|' + ('---|' if size else ''))
-  base = np.array(next(iter(times.values())))
-  for name, t in times.items():
-    # Of the same round, so that what slows a machine down slows both.
-    ratio = np.median(np.array(t) / base)
-    known = f'{size[name] / 2**20:.0f}' if size and name in size else ''
-    last = f' {known} |' if size else ''
-    print(
-      f'| {name} | {1e3 * min(t):.1f} | {1e3 * np.median(t):.1f} | '
-      f'{min(t) / min(base):.2f} | {ratio:.2f} | {first[name]:.2f} |{last}'
-    )
-
-
 def main():
-  parser = argparse.ArgumentParser()
-  parser.add_argument('--rounds', type=int, default=20)
-  parser.add_argument('--core', type=int, default=0)
-  args = parser.parse_args()
-  if hasattr(os, 'sched_setaffinity'):
-    os.sched_setaffinity(0, {args.core})  # Before jax counts its threads.
+  args = pinned_arguments(rounds=20)
   import jax
 
   sizes = ', '.join(f'{size} {name}' for name, size in SHAPE.items())

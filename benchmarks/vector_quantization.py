@@ -18,12 +18,10 @@ on the machine:
   python benchmarks/vector_quantization.py [--rounds=40] [--core=0]
 """
 
-import argparse
 import functools
-import os
-import time
 
 import numpy as np
+from rounds import measure, pinned_arguments, report
 
 SHAPE = {'vectors': 4096, 'width': 64, 'codes': 1024}
 DECAY = 0.99
@@ -179,24 +177,6 @@ def searches(z, codebook):
   }
 
 
-def timed(call):
-  start = time.perf_counter()
-  result = call()
-  return time.perf_counter() - start, result
-
-
-def measure(calls, rounds):
-  """Results, seconds of the first call, and seconds by round, by name."""
-  first, results, times = {}, {}, {name: [] for name in calls}
-  for name, call in calls.items():
-    first[name], results[name] = timed(call)
-    call()
-  for _ in range(rounds):
-    for name, call in calls.items():
-      times[name].append(timed(call)[0])
-  return results, first, times
-
-
 def check_steps(results):
   """The same indices, gradients and codebooks for one estimator."""
   for kind in ('rotation', 'straight-through'):
@@ -216,27 +196,8 @@ def check_searches(results):
   assert np.array_equal(found, expected), np.sum(found != expected)
 
 
-def report(title, first, times):
-  """A table; ratios against the first row, of the minima and of the rounds."""
-  print(f'\n| {title} | min ms | median ms | min ratio | median | first s |')
-  print('|---|---|---|---|---|---|')
-  base = np.array(next(iter(times.values())))
-  for name, t in times.items():
-    # Of the same round, so that what slows a machine down slows both.
-    ratio = np.median(np.array(t) / base)
-    print(
-      f'| {name} | {1e3 * min(t):.2f} | {1e3 * np.median(t):.2f} | '
-      f'{min(t) / min(base):.2f} | {ratio:.2f} | {first[name]:.2f} |'
-    )
-
-
 def main():
-  parser = argparse.ArgumentParser()
-  parser.add_argument('--rounds', type=int, default=40)
-  parser.add_argument('--core', type=int, default=0)
-  args = parser.parse_args()
-  if hasattr(os, 'sched_setaffinity'):
-    os.sched_setaffinity(0, {args.core})  # Before jax counts its threads.
+  args = pinned_arguments(rounds=40)
   import jax
 
   z, codebook, cotangent = problem()
