@@ -17,6 +17,7 @@ MODULES = sorted(
     'optimizers',
     'scaling',
     'models',
+    'diffusion',
     'training',
     'figures',
   )
@@ -32,7 +33,14 @@ def test_doctests(name):
 
 def test_public_functions_have_an_example():
   missing = []
-  for room in ('lowrank', 'optimizers', 'scaling', 'models', 'training'):
+  for room in (
+    'lowrank',
+    'optimizers',
+    'scaling',
+    'models',
+    'diffusion',
+    'training',
+  ):
     package = importlib.import_module(f'kexue.{room}')
     for name in package.__all__:
       thing = getattr(package, name)
