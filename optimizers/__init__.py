@@ -11,6 +11,11 @@ from .newton_schulz import (
   newton_schulz,
   polar_express_coefficients,
 )
+from .parameter_average import (
+  ParameterAverageState,
+  parameter_average,
+  with_parameter_average,
+)
 from .qk_clip import qk_clip
 from .softsign import (
   SoftsignAdamState,
@@ -41,6 +46,7 @@ __all__ = [
   'FusedDimensionNumbers',
   'LoraProState',
   'MuonState',
+  'ParameterAverageState',
   'SoftsignAdamState',
   'SoftsignMomentumState',
   'SpectralDecayState',
@@ -54,6 +60,7 @@ __all__ = [
   'msign',
   'muon',
   'newton_schulz',
+  'parameter_average',
   'polar_express_coefficients',
   'qk_clip',
   'scale_by_muon',
@@ -66,5 +73,6 @@ __all__ = [
   'softsign_sgd',
   'spectral_norm',
   'update_statistics',
+  'with_parameter_average',
   'with_update_statistics',
 ]

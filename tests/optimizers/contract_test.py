@@ -120,6 +120,14 @@ ROWS = {
     (0.4, 1.3, 0.03),
     scale_free=True,
   ),
+  'with_parameter_average': Row(
+    ko.with_parameter_average,
+    {'inner': ko.muon(1.0)},
+    'mixed',
+    -0.1,  # `inner` descends already.
+    (0.4, 1.3, 0.03),
+    scale_free=True,
+  ),
   'lora_pro': Row(
     ko.lora_pro,
     {'inner': optax.scale_by_adam(b2=0.99), 'scale': 0.5},
