@@ -193,6 +193,12 @@ FIGURES: dict[str, Figure] = {
     '1.5',
     '6',
   ),
+  'moe_scaling': Figure(
+    'DeepSeekMoE, arXiv 2401.06066; articles 10699, 10757',
+    'at equal active parameters experts lower the loss, ever less by number',
+    '1.5',
+    '12.5',
+  ),
   'softsign_moments': Figure(
     'articles 10563, 11280',
     'approximate moments are off by up to 0.25; the surge outlives them',
