@@ -167,7 +167,7 @@ FIGURES: dict[str, Figure] = {
     'VQ-VAE, arXiv 1711.00937; articles 9826, 10489, 10519, 11328',
     'by the samples of a prior DiVeQ and FSQ lead; usage is not information',
     '1.5',
-    '12.5',
+    '14',
   ),
   'codebook_usage': Figure(
     'FSQ, arXiv 2309.15505, fig. 3; SimVQ, 2411.02038; articles 9826, 10757',
@@ -197,7 +197,7 @@ FIGURES: dict[str, Figure] = {
     'DeepSeekMoE, arXiv 2401.06066; articles 10699, 10757',
     'at equal active parameters experts lower the loss, ever less by number',
     '1.5',
-    '12.5',
+    '14',
   ),
   'softsign_moments': Figure(
     'articles 10563, 11280',
