@@ -73,10 +73,12 @@ def test_gains_are_bounded_by_dense_models_or_not_said():
   # 1.7 is three quarters of the way from 2.0 to 1.6.
   times = 100 * 4**0.75 / 200
   assert four['dense_times']['mean'] == pytest.approx(times)
-  assert not four['beyond_dense']
+  assert not four['dense_times_are_more']
   assert eight['gain']['mean'] == pytest.approx(0.4)
-  assert eight['dense_times'] is None and eight['beyond_dense']
-  assert plain['gain'] is None and not plain['beyond_dense']
+  # Below all of them: the widest has four times as many, which is not enough.
+  assert eight['dense_times']['mean'] == pytest.approx(4)
+  assert eight['dense_times_are_more']
+  assert plain['gain'] is None and not plain['dense_times_are_more']
   assert plain['dense_times']['mean'] == pytest.approx(400 * 2**0.5 / 1600)
   assert numbers['runs_that_diverged'] == 1
   assert numbers['lowest_dense'] == pytest.approx(1.55)
@@ -87,6 +89,16 @@ def test_gains_are_bounded_by_dense_models_or_not_said():
   assert (own['active'], own['total'], own['total_all']) == (200, 1600, 1607)
   assert own['tokens_per_second'] == pytest.approx(100)
   assert 'violation' not in numbers['models']['dense 10']
+
+
+def test_what_is_worse_than_all_dense_models_equals_none():
+  rows = made_up()
+  for row in rows:
+    if row['model'] == '1 of 4 x 10' and 'val_loss' in row:
+      row['val_loss'] += 0.5
+  four = results(rows)['mixtures']['1 of 4 x 10']
+  assert four['gain']['mean'] == pytest.approx(-0.4)
+  assert four['dense_times'] is None and not four['dense_times_are_more']
 
 
 def test_the_two_interpolations_are_inverse():
@@ -116,7 +128,7 @@ def test_panels_show_all_that_is_there():
   said = lambda ax: [text.get_text() for text in ax.texts]
   points = ['10', '40', '80', '1/4', '1/8', '4/8']
   assert said(axes[0]) == points and sorted(said(axes[1])) == sorted(points)
-  assert said(axes[2]) == ['MaxVio 0.45'] * 2  # Of what has a gain.
+  assert said(axes[2]) == ['0.45'] * 2  # Of what has a gain.
   assert sorted(said(axes[4])) == sorted(points)
   lines = {line.get_label(): line for line in axes[3].get_lines()}
   found = lines['1 of 4 x 10 - dense 10']
