@@ -8,6 +8,10 @@
   python launch.py --figure=NAME --help       with the fields of its config
 
 A run that was stopped goes on where it was when the same command is given.
+
+A model that a figure trained is an image codec:
+
+  python launch.py codec --help
 """
 
 import dataclasses
@@ -26,6 +30,7 @@ from kexue.figures.command_line import (
   refusing,
   start_devices,
 )
+from kexue.training import codec_command
 from kexue.training.checkpoint import CorruptCheckpoint
 from kexue.training.config import describe
 from kexue.training.loop import Interrupted
@@ -90,6 +95,9 @@ def main(argv: list[str] | None = None) -> int:
   argv = sys.argv if argv is None else argv
   handler = signal.signal(signal.SIGTERM, signal.default_int_handler)
   try:
+    if argv[1:2] == ['codec']:
+      with refusing():
+        return codec_command.run(argv[2:])
     command(argv)
   except (Refused, CorruptCheckpoint) as error:
     print(f'kexue: {error}', file=sys.stderr)

@@ -104,6 +104,11 @@ def test_a_run_is_complete_repeatable_and_redrawn(text, capsys):
     (['--simulated_devices=0'], 'simulated_devices'),
     (['--num_processes=2', '--process_id=0'], 'expected all three'),
     (['--data_dir=none'], "data_dir: got 'none', expected a folder"),
+    (['codec'], "codec: got '', expected one of 'encode', 'decode', 'info'"),
+    (['codec', 'encode', 'a.png'], '--model: got None, expected a directory'),
+    (['codec', 'decode', 'a.kxd', '--model=data'], "model: got 'data'"),
+    (['codec', 'info', 'a.kxd'], 'kexue: a.kxd: No such file or directory'),
+    (['codec', 'info', 'a.kxd', '--rate=x'], 'rate'),
   ],
 )
 def test_mistakes_are_one_line_code_2_and_touch_nothing(args, message, capsys):

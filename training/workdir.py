@@ -22,6 +22,7 @@ _OURS = (
   'figure.png',
   'tensorboard',
   'checkpoints',
+  'model',
 )
 # What every config.json of ours has.
 _IDENTITY = {'figure', 'preset', 'seed', 'parallel', 'config'}

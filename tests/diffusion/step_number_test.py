@@ -25,7 +25,16 @@ def ladders(size, atoms, coefficient_bits):
 
 @pytest.mark.parametrize(
   'size, atoms, coefficient_bits',
-  [(1, 1, 1), (5, 1, 3), (1, 4, 1), (3, 3, 1), (2, 3, 2), (4, 2, 3), (1, 2, 4)],
+  [
+    (1, 1, 1),
+    (5, 1, 3),
+    (1, 4, 1),
+    (2, 3, 1),
+    (3, 3, 1),
+    (2, 3, 2),
+    (4, 2, 3),
+    (1, 2, 4),
+  ],
 )
 def test_ladders_and_numbers_are_one_to_one(size, atoms, coefficient_bits):
   h = header(
