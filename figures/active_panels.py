@@ -292,7 +292,7 @@ def plot_gain(ax: Axes, models: Models, numbers: dict) -> None:
     ax.errorbar(x, mean, error, label=_said(key, 'chosen'), **style)
     for at, model in zip(zip(x, mean, strict=True), own, strict=True):
       found = spread([row['violation'] for row in model.ends.values()])
-      _annotate(ax, model, at, f'MaxVio {found["mean"]:.2f}')
+      _annotate(ax, model, at, f'{found["mean"]:.2f}')
   ax.axhline(0, color='grey', linestyle=':')
   ticks = sorted({m.about['experts'] for m in mixtures.values()})
   ax.set_xscale('log', base=2)
@@ -300,7 +300,7 @@ def plot_gain(ax: Axes, models: Models, numbers: dict) -> None:
   ax.set(
     xlabel='experts n',
     ylabel='loss below dense [nats per byte]',
-    title='gain at equal active parameters, by number of experts',
+    title='gain at equal active parameters; at the points MaxVio',
   )
   ax.margins(x=0.2)
   ax.legend(fontsize='x-small')
@@ -335,12 +335,13 @@ def plot_steps(ax: Axes, models: Models) -> None:
     if less:
       band(ax, less, 'loss', **style)
   ax.axhline(0, color='grey', linestyle=':')
+  ax.margins(y=0.2)
   ax.set(
     xlabel='steps',
     ylabel='difference of training losses [nats per byte]',
     title='against the dense model as wide as k experts: same batches',
   )
-  ax.legend(fontsize='x-small')
+  ax.legend(fontsize='xx-small', ncols=3, loc='upper center')
 
 
 def plot_speed(ax: Axes, models: Models) -> None:
@@ -375,5 +376,6 @@ def plot_rates(ax: Axes, models: Models) -> None:
     bowl(ax, model.rates, color=color, linestyle=dashes, label=name)
   rates = [rate for model in models.values() for rate, _ in model.rates]
   rate_axis(ax, rates, 'learning rates, first seed')
+  ax.set_xlim(right=2.5 * max(rates))  # Room for the legend.
   ax.set_ylabel(LOSS)
-  ax.legend(fontsize='xx-small', ncols=2)
+  ax.legend(fontsize='x-small', loc='upper right')
