@@ -22,10 +22,12 @@ References:
 
 import dataclasses
 import math
+from typing import Any
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+from optax.contrib import MuonDimensionNumbers
 
 from ..checks import require, require_rank, require_shape
 
@@ -271,6 +273,26 @@ class UNet(nn.Module):
     outputs = c.patch**2 * (c.outputs or c.channels)
     h = nn.Conv(outputs, (3, 3), kernel_init=_ZERO)(nn.silu(Norm()(h)))
     return depth_to_space(h, c.patch)
+
+  def dimension_numbers(self, params: Any) -> Any:
+    """How Muon reads each kernel; `None` for what AdamW trains.
+
+    A convolution [k, k, in, out] is one matrix [k k in, out]. Pass it to
+    `kexue.optimizers.muon(..., dimension_numbers=network.dimension_numbers)`.
+
+    Args:
+      params: the parameters, or any tree of their structure.
+
+    Returns:
+      Pytree of `optax.contrib.MuonDimensionNumbers` or `None`.
+    """
+
+    def numbers(path, x):
+      if path[-1].key != 'kernel':
+        return None
+      return MuonDimensionNumbers(tuple(range(x.ndim - 1)), x.ndim - 1)
+
+    return jax.tree_util.tree_map_with_path(numbers, params)
 
   def _embedding(self, t, label):
     """Timesteps and classes together, [B, E]."""

@@ -199,6 +199,36 @@ FIGURES: dict[str, Figure] = {
     '1.5',
     '14',
   ),
+  'ddpm_samples': Figure(
+    'DDPM, arXiv 2006.11239, fig. 5; DDIM, 2010.02502; guidance, 2207.12598',
+    'a diffusion model of minutes: DDIM in few steps, guidance, bits by step',
+    '2',
+    '20',
+  ),
+  'ddcm_codebook_size': Figure(
+    'DDCM, arXiv 2502.01189, fig. 3; article 10711',
+    '64 atoms a step generate like DDPM; the distance falls like 1/K',
+    '1.5',
+    '7',
+  ),
+  'ddcm_restoration': Figure(
+    'DDCM, arXiv 2502.01189; article 10711',
+    'TBD',
+    '1',
+    '6',
+  ),
+  'ddcm_robustness': Figure(
+    'bit flips, arXiv 2604.05743; Turbo-DDCM, 2511.06424',
+    'TBD',
+    '1',
+    '6',
+  ),
+  'ddcm_progressive': Figure(
+    'DDCM, arXiv 2502.01189; DiffC, 2501.09815; article 10711',
+    'prefixes of equal KL are as good as codes of their bits; of even, not',
+    '1',
+    '1.5',
+  ),
   'softsign_moments': Figure(
     'articles 10563, 11280',
     'approximate moments are off by up to 0.25; the surge outlives them',

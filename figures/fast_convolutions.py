@@ -2,10 +2,11 @@ r"""Convolutions whose gradients the XLA of CPUs computes fast inside a scan.
 
 Its pass that brings convolutions into the form of its fast kernels looks at the
 entry of a program alone. In the loop of a training program the gradients of
-`VQVAE` stay in forms that run at a few GFLOP/s, and the gradient in the kernel
-of a transposed convolution of a large image is slow anywhere. Here they are
-written in the fast form from the start: two to eight times less for a step, and
-the same numbers but for rounding.
+`VQVAE` and `UNet` stay in forms that run at a few GFLOP/s, and the gradient in
+the kernel of a transposed convolution of a large image is slow anywhere. Here
+they are written in the fast form from the start: two to eight times less for a
+step of the former, ten times for the latter, and the same numbers but for
+rounding.
 """
 
 import contextlib
@@ -123,7 +124,7 @@ def _with_kernel(layer: nn.Module, x: jax.Array, kernel: jax.Array):
 
 
 def fast_convolutions() -> contextlib.AbstractContextManager:
-  """Lets the convolutions of a `VQVAE` go this way, where it is traced.
+  """Lets the convolutions of a model go this way, where it is traced.
 
   Example:
     >>> layer, x = nn.Conv(1, (4, 4), 2), jnp.ones((1, 6, 6, 1))

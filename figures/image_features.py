@@ -112,15 +112,23 @@ class Judge:
     task: of the classifier.
     state: the trained one.
     reference: real images [N, H, W, C], bytes.
+
+  Attributes:
+    reference: their features, float64 [N, 64].
+    variance: of these, the sum over all; distances are shares of it.
   """
 
   def __init__(
     self, task: ClassifierTask, state: TrainState, reference: np.ndarray
   ):
     self._classify = lambda images: task.classify(state, images)
-    self._reference = np.float64(self._classify(reference).features)
+    self.reference = self.features(reference)
     # Distances are shares of the variance of real features.
-    self._variance = np.sum(np.var(self._reference, axis=0))
+    self.variance = float(np.sum(np.var(self.reference, axis=0)))
+
+  def features(self, images: np.ndarray) -> np.ndarray:
+    """Those of bytes [N, H, W, C], float64 [N, 64]."""
+    return np.float64(self._classify(images).features)
 
   def score(self, images: np.ndarray, labels: np.ndarray) -> dict[str, float]:
     """How far off and how recognisable they are.
@@ -137,8 +145,8 @@ class Judge:
     logits, features = jax.device_get(self._classify(images))
     own = features.astype(np.float64)
     return {
-      'frechet': frechet(own, self._reference) / self._variance,
-      'extrapolated': extrapolated(own, self._reference) / self._variance,
+      'frechet': frechet(own, self.reference) / self.variance,
+      'extrapolated': extrapolated(own, self.reference) / self.variance,
       'accuracy': float(np.mean(np.argmax(logits, axis=1) == labels)),
     }
 
@@ -159,13 +167,38 @@ def frechet(a: np.ndarray, b: np.ndarray) -> float:
     25.0
   """
   a, b = np.float64(a), np.float64(b)
-  first, second = (np.cov(x, rowvar=False) for x in (a, b))
-  values, vectors = np.linalg.eigh(first)
+  moments = lambda x: (x.mean(0), np.cov(x, rowvar=False))
+  return frechet_of_moments(*moments(a), *moments(b))
+
+
+def frechet_of_moments(
+  mean: np.ndarray,
+  covariance: np.ndarray,
+  other_mean: np.ndarray,
+  other_covariance: np.ndarray,
+) -> float:
+  """The Fréchet distance of two normal laws.
+
+  Args:
+    mean: [F].
+    covariance: [F, F].
+    other_mean: [F].
+    other_covariance: [F, F].
+
+  Returns:
+    A number of 0 or more, up to rounding.
+
+  Example:
+    >>> round(frechet_of_moments(np.ones(2), 4 * np.eye(2), 0.0, np.eye(2)), 6)
+    4.0
+  """
+  values, vectors = np.linalg.eigh(covariance)
   root = vectors * np.sqrt(np.maximum(values, 0)) @ vectors.T
   # The eigenvalues of the product of covariances, of a symmetric matrix.
-  product = np.maximum(np.linalg.eigvalsh(root @ second @ root), 0)
-  shift = np.sum(np.square(a.mean(0) - b.mean(0)))
-  traces = np.trace(first) + np.trace(second)
+  product = np.linalg.eigvalsh(root @ other_covariance @ root)
+  product = np.maximum(product, 0)
+  shift = np.sum(np.square(mean - other_mean))
+  traces = np.trace(covariance) + np.trace(other_covariance)
   return float(shift + traces - 2 * np.sum(np.sqrt(product)))
 
 

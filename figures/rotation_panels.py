@@ -96,13 +96,14 @@ def plot_lines(
 
 
 def image_of(row: Row) -> np.ndarray:
-  """Bytes [H, W] out of their text.
+  """Bytes [H, W] or, in colour, [H, W, C] out of their text.
 
   >>> image_of({'pixels': 'x00ff', 'height': 1, 'columns': 2}).tolist()
   [[0, 255]]
   """
   flat = np.frombuffer(bytes.fromhex(row['pixels'][1:]), np.uint8)
-  return flat.reshape(row['height'], row['columns'])
+  colours = (row['channels'],) if 'channels' in row else ()
+  return flat.reshape(row['height'], row['columns'], *colours)
 
 
 def plot_images(ax: Axes, rows: list[Row]) -> None:

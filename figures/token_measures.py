@@ -74,9 +74,10 @@ def fidelity(images: np.ndarray, originals: np.ndarray) -> dict[str, float]:
 
 def as_strip(images: np.ndarray) -> Row:
   """Images side by side as text; the x keeps it from being a number."""
-  strip = np.concatenate([*images[..., 0]], axis=1)
+  strip = np.concatenate([*images], axis=1)
+  height, columns, channels = strip.shape
   return {
-    'height': strip.shape[0],
-    'columns': strip.shape[1],
+    'height': height,
+    'columns': columns,
     'pixels': 'x' + strip.tobytes().hex(),
-  }
+  } | ({'channels': channels} if channels > 1 else {})

@@ -19,6 +19,7 @@ from kexue.diffusion.unet import (
   timestep_features,
 )
 from kexue.figures.fast_convolutions import fast_convolutions
+from kexue.optimizers import matrix_labels
 
 KEY = jax.random.key(0)
 SMALL = UNetConfig(width=4, heads=2, num_classes=3)
@@ -30,18 +31,19 @@ def normal(seed, *shape):
   return jax.random.normal(jax.random.fold_in(KEY, seed), shape)
 
 
-def stirred(variables):
-  """Nothing is zero any more: at the start the network says nothing."""
-  leaves, tree = jax.tree.flatten(variables)
-  moved = [x + 0.2 * normal(i, *x.shape) for i, x in enumerate(leaves)]
-  return jax.tree.unflatten(tree, moved)
+def stirred(module, *inputs):
+  """Variables of which none is zero: at the start the network says nothing."""
+  leaves, tree = jax.tree.flatten(jax.eval_shape(module.init, KEY, *inputs))
+  rng = np.random.default_rng(0)
+  draw = lambda x: jnp.float32(0.3 * rng.normal(size=x.shape))
+  return jax.tree.unflatten(tree, [*map(draw, leaves)])
 
 
 @pytest.fixture(scope='module')
 def small():
   x = normal(0, 2, 8, 8, 1)
   network = UNet(SMALL)
-  variables = stirred(network.init(KEY, x, T))
+  variables = stirred(network, x, T)
   return jax.jit(lambda *a: network.apply(variables, *a)), variables, x
 
 
@@ -58,13 +60,13 @@ def test_sizes_and_a_start_at_zero(side, changes):
   network, x = UNet(config), jnp.ones((2, side, side, config.channels))
   y, _ = jax.eval_shape(network.init_with_output, KEY, x, T)
   assert y.shape == (2, side, side, config.outputs or config.channels)
-  if side == 7:
-    assert not np.any(network.init_with_output(KEY, x, T)[0])
+  last = lambda key: network.init(key, x, T)['params']['Conv_1']
+  assert not any(map(np.any, jax.jit(last)(KEY).values()))
 
 
 def test_every_pixel_timestep_and_class_is_seen(small):
   apply, _, x = small
-  # One corner of the output; attention carries the other corner to it.
+  # One corner of the output sees the other by norms and attention.
   corner = lambda x: apply(x, T, LABEL)[0, 0, 0, 0]
   reach = jax.grad(corner)(x)
   assert np.all(reach[0] != 0) and not np.any(reach[1])
@@ -102,7 +104,7 @@ def test_features_of_timesteps():
 @pytest.mark.parametrize('width, groups', [(16, 8), (12, 4), (6, 2)])
 def test_norm_is_that_of_flax_and_listens(width, groups):
   x, e = 3 + 2 * normal(1, 2, 3, 5, width), normal(2, 2, 7)
-  variables = stirred(Norm().init(KEY, x, e))
+  variables = stirred(Norm(), x, e)
   p = variables['params']
   own = {k: p[k] for k in ('scale', 'bias')}
   layer = nn.GroupNorm(num_groups=groups, epsilon=1e-5)
@@ -118,7 +120,7 @@ def test_norm_is_that_of_flax_and_listens(width, groups):
 def test_attention_by_hand():
   x = normal(3, 1, 2, 3, 8)
   layer = Attention(heads=2)
-  variables = stirred(layer.init(KEY, x))
+  variables = stirred(layer, x)
   p = jax.tree.map(np.float64, variables['params'])
   norm = nn.GroupNorm(num_groups=8, epsilon=1e-5)
   y = np.float64(norm.apply({'params': p['Norm_0']}, x)).reshape(6, 8)
@@ -131,6 +133,17 @@ def test_attention_by_hand():
   out = np.concatenate(mixed, axis=1) @ p['Dense_1']['kernel']
   expected = np.float64(x) + (out + p['Dense_1']['bias']).reshape(x.shape)
   np.testing.assert_allclose(layer.apply(variables, x), expected, atol=1e-4)
+
+
+def test_muon_reads_every_kernel_as_a_matrix(small):
+  _, variables, _ = small
+  params = variables['params']
+  numbers = UNet(SMALL).dimension_numbers(params)
+  assert numbers['Conv_0']['kernel'] == ((0, 1, 2), 3)
+  assert numbers['Attention_0']['Dense_0']['kernel'] == ((0,), 1)
+  labels = jax.tree_util.tree_leaves_with_path(matrix_labels(params, numbers))
+  for path, label in labels:
+    assert label == ('muon' if path[-1].key == 'kernel' else 'adamw')
 
 
 def test_convolutions_in_the_fast_form_train_alike(small):
@@ -153,6 +166,7 @@ def test_convolutions_in_the_fast_form_train_alike(small):
     found.append(jax.tree.leaves(lowered.compile()(variables)))
   assert len(forms[0]) > 1 and len(forms[1]) == 1
   for a, b in zip(*found, strict=True):
+    assert np.any(a)  # All parameters matter.
     np.testing.assert_allclose(a, b, rtol=1e-3, atol=1e-4)
 
 

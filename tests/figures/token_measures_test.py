@@ -53,3 +53,9 @@ def test_strips_are_side_by_side():
   found = image_of(as_strip(images))
   np.testing.assert_array_equal(found[:, 3:], images[1, ..., 0])
   assert found.shape == (2, 6)
+
+
+def test_strips_in_colour():
+  images = np.arange(36, dtype=np.uint8).reshape(2, 2, 3, 3)
+  found = image_of(as_strip(images))
+  np.testing.assert_array_equal(found[:, 3:], images[1])
