@@ -213,15 +213,15 @@ FIGURES: dict[str, Figure] = {
   ),
   'ddcm_restoration': Figure(
     'DDCM, arXiv 2502.01189; article 10711',
-    'TBD',
+    'restored images are codes, which decode without the measurement',
     '1',
-    '6',
+    '17',
   ),
   'ddcm_robustness': Figure(
     'bit flips, arXiv 2604.05743; Turbo-DDCM, 2511.06424',
-    'TBD',
+    'wrong bits cost codes quality, not images; single indices lose least',
     '1',
-    '6',
+    '16',
   ),
   'ddcm_progressive': Figure(
     'DDCM, arXiv 2502.01189; DiffC, 2501.09815; article 10711',

@@ -1,18 +1,44 @@
-r"""Codes of images that arrive with wrong bits.
+"""Codes of images that arrive with wrong bits.
 
-Papers: Ohayon et al., arXiv 2502.01189 (DDCM); Vaisman et al., arXiv 2511.06424
-(Turbo-DDCM), whose sets are ranked; arXiv 2604.05743: indices that are written
-one by one survive more wrong bits.
+Papers: arXiv 2604.05743, which sends the indices of Turbo one by one so that
+wrong bits stay where they are; Vaisman et al., arXiv 2511.06424 (Turbo, whose
+sets are ranked); Ohayon et al., arXiv 2502.01189 (DDCM).
 
-What should be seen: codes degrade with the share of wrong bits, and the earlier
-in a code a wrong bit is the more it costs. Of Turbo's codes at one bit a pixel
-single indices lose the least, ranked sets more, and all steps as one number the
-most, which a single bit may change all of; JPEG, whose symbols have lengths of
-their own, loses its place. One quick run with a model of five minutes, 16
-images, at one wrong bit in 333: 3.3, 6.7, 8.8 and 8.4 dB; DDCM with one atom a
-step, which is 3.5 dB better without errors, 3.8.
+What should be seen (32 held-out images of Fashion-MNIST at 1.0 bits a pixel,
+four draws of wrong bits; a model of 0.4 million parameters and five minutes of
+training): a code with places of its own for every step cannot lose its way, and
+a wrong bit costs quality, not the image. At a rate of 1e-3, not quite one wrong
+bit an image, single indices of Turbo lose 1.3 dB, DDCM's 2.1, a ranked set,
+which one bit changes as a whole, 2.3, JPEG 3.2 and all steps as one number 4.1;
+the worst tenth of images is at 22.0, 24.0, 19.6, 11.5 and 16.2 dB. One dB is
+lost at 7e-4, 5e-4, 4e-4 and 3e-4, and for one number below 1e-4. What DDCM's 80
+steps of one atom are ahead by without wrong bits, 33.8 dB against 30.9 of
+Turbo's 20 steps of four, they still are at 1e-2, 22.9 against 21.4 of single
+indices and 18.2 of ranked sets. That indices are single costs 10 % of the bits,
+here two steps of 20 and 1.0 dB, which pays from about 1e-3 on. JPEG is wrong in
+whole blocks from the wrong bit on, and one file in twenty is lost at 3e-3;
+diffusion's pictures are clothes, but at times others.
 
-Cost on two CPU cores: quick 2 minutes with a model that is there.
+Early bits matter most: one in the first eighth of the code costs 13 dB (ranked
+sets), 9 (single indices), 11 (DDCM) and 20 (one number), one in the last eighth
+0.6, 0.2, 0.4 and 1.6; of JPEG it hardly matters where, 5 to 8 dB. The first
+quarter of a code is two thirds of what is lost or more.
+
+How: codes are packed by the library, headers and all, bits of the payload are
+flipped and streams are read with `allow_damage`; for JPEG the bits after the
+header, of the best quality for each image whose coded blocks fit into Turbo's
+bits, the header not counted. A file that cannot be read is seen as grey. Codecs
+have equal bits by their number of steps, on the timesteps that `codec_settings`
+chooses. Images without a wrong code are not decoded again. PSNR is the mean
+over images of each one's dB.
+
+What is not reproduced: channel codes, photographs, and the rates of the paper,
+of which the figures were not at hand.
+
+Expected: loss in the order single indices, ranked sets, one number of Turbo at
+every rate up to 1e-2; DDCM best in PSNR up to 1e-2; the first part of a code
+the dearest for all but JPEG. Cost on two CPU cores with a model that is there:
+quick 1 minute, full 4 minutes; training takes 1 and 12 more.
 """
 
 import dataclasses

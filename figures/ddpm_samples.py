@@ -4,6 +4,37 @@ Papers: Ho et al., arXiv 2006.11239 (DDPM; fig. 5 the rate and distortion of its
 steps); Nichol and Dhariwal, arXiv 2102.09672 (cosine schedule, respacing, bits
 per dimension); Song et al., arXiv 2010.02502 (DDIM); Ho and Salimans, arXiv
 2207.12598 (guidance without a classifier).
+
+What should be seen: half of the bits of an image are told by the last 2 % of
+the steps, where the noise is five grey levels or fewer; those above t = 200
+hold what the eye sees, in a twelfth of them. A tenth of a bit per dimension, an
+eightieth of the raw image, is worth 21 dB. DDIM needs 30 steps for what more
+steps do not better, DDPM some more at few. Guidance
+moves samples to where the classifier knows them: a scale of 2 is nearest to
+real images too, one of 4 is as often recognised as real images are, at three
+times the distance.
+
+How: the class-conditional U-Net of `diffusion_model` is trained as said there,
+or a model of another run is used (`--config.model=RUN`), then nothing is
+trained. What each step tells is measured on held-out images with their classes,
+one draw of noise each; its cumulative sum, from the noisy end, and the error of
+the predicted image at each step are the rate and distortion that a code of the
+steps would have which loses nothing. The bound on the likelihood is that of
+8-bit pixels, its decoder a normal law with the deviation of the last step, by
+schedules respaced to fewer steps, one in each of equal stretches of log SNR
+evaluated. Samples of all sets begin with the same noise and the same classes,
+those of the held-out images that they are compared with, by a classifier as in
+`vq_prior`; as many other held-out images are the floor, which is the bias of
+the count.
+
+What is not reproduced: bits and distances of CIFAR-10 and ImageNet; a variance
+that is learned. The network sees patches of 2 x 2 pixels, and small ones leave
+their grid in flat regions.
+
+Expected: bits falling from 10 to 1000 steps, all of it in the decoder's part;
+DDIM ahead of DDPM at 10 steps; the least distance at a scale of guidance
+between 1 and 4, with the share recognised rising along it. Cost on two CPU
+cores: quick about 2 minutes; full an estimated 20, half of it training.
 """
 
 import dataclasses

@@ -105,7 +105,7 @@ def test_golden_start():
 
 
 @pytest.mark.parametrize('kind', KINDS)
-@pytest.mark.parametrize(('size', 'dim'), [(70, 48), (33, 64), (1, 5), (9, 1)])
+@pytest.mark.parametrize(('size', 'dim'), [(70, 48), (9, 1)])
 def test_products_squares_and_sums_are_those_of_the_atoms(kind, size, dim):
   codebook = Codebook(size, dim, kind=kind, seed=3)
   atoms = np.float64(codebook.atoms(jnp.arange(size), 5))
@@ -215,7 +215,7 @@ def test_best_takes_the_first_of_equals():
   assert best.dtype == jnp.int32
 
 
-@settings(max_examples=5, deadline=None)
+@settings(max_examples=3, deadline=None)
 @given(st.sampled_from(KINDS), st.integers(1, 40), st.integers(0, 2**32 - 1))
 def test_every_atom_finds_itself(kind, size, seed):
   codebook = Codebook(size, 37, kind=kind, seed=seed)

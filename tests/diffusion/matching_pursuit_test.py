@@ -36,8 +36,9 @@ def grid_of(bits):
   return np.arange(1, 2**bits) / 2**bits
 
 
-@pytest.mark.parametrize('kind', ['gaussian', 'circulant', 'hadamard'])
-@pytest.mark.parametrize('bits', [1, 3])
+@pytest.mark.parametrize(
+  ('kind', 'bits'), [('gaussian', 1), ('gaussian', 3), ('hadamard', 3)]
+)
 def test_equals_every_candidate_built(kind, bits):
   codebook = Codebook(37, 24, kind=kind, seed=5)
   atoms = np.float64(codebook.atoms(jnp.arange(37), 8))
@@ -89,7 +90,7 @@ def test_one_bit_is_worth_its_atoms():
   np.testing.assert_allclose(unit(theirs), unit(first))
 
 
-@settings(max_examples=6, deadline=None)
+@settings(max_examples=3, deadline=None)
 @given(st.integers(1, 5), st.integers(1, 4), st.sampled_from([1, 2, 64]))
 def test_codes_are_in_range_and_batches_independent(atoms, bits, size):
   codebook = Codebook(size, 16, kind='rademacher')
@@ -114,10 +115,10 @@ def test_under_jit_and_pmap():
   chex.assert_trees_all_equal(jax.tree.map(lambda x: x[:, 0], mapped), expected)
 
 
-@pytest.mark.parametrize('scale', [0.0, 1e-25, 1e15])
-def test_residuals_of_any_size_give_finite_noise(scale):
+def test_residuals_of_any_size_give_finite_noise():
   codebook = Codebook(32, 16)
-  residual = scale * jax.random.normal(jax.random.key(1), (2, 16))
+  scale = jnp.array([0.0, 1e-25, 1e15])[:, None]
+  residual = scale * jax.random.normal(jax.random.key(1), (3, 16))
   codes = pursue(codebook, residual, 1, atoms=3)
   assert np.isfinite(pursued(codebook, *codes, 1)).all()
 
