@@ -81,16 +81,17 @@ def plot_training(ax: Axes, rows: list[Row]) -> None:
 def plot_information(ax: Axes, rows: list[Row]) -> None:
   """Nats that a step tells about an image."""
   own = of_run(rows, 'information')
-  t = [row['timestep'] for row in own]
+  t = [row['timestep'] + (row['width'] - 1) / 2 for row in own]
   nats = [row['nats'] / row['width'] for row in own]
   ax.plot(t, nats)
-  total = own[0]['bits_above']
+  total = sum(row['nats'] for row in own) / math.log(2)
   half = next(row['timestep'] for row in own if row['bits_above'] < total / 2)
   ax.axvline(half, color='0.6', linestyle=':')
   ax.annotate(
-    f' half of {total:.0f} bits below t = {half}', (half, max(nats) / 2)
+    f'  half of {total:.0f} bits\n  below t = {half}', (half, max(nats) / 4)
   )
   ax.set(
+    xscale='log',
     yscale='log',
     xlabel='timestep t',
     ylabel='KL of a step [nats an image]',

@@ -49,6 +49,7 @@ from ..checks import require
 from ..diffusion import Schedule, bits_per_dim, guided, sample
 from ..training.batches import count_examples
 from ..training.data import Dataset
+from ..training.loop import Interrupted
 from ..training.pretrained import PretrainedDiffusion, load_diffusion
 from ..training.records import Row
 from .ddpm_panels import (
@@ -61,7 +62,13 @@ from .ddpm_panels import (
   plot_training,
   results,
 )
-from .diffusion_model import DiffusionConfig, as_bytes, pretrained, signed
+from .diffusion_model import (
+  FULL,
+  DiffusionConfig,
+  as_bytes,
+  pretrained,
+  signed,
+)
 from .image_model import CLASSES
 from .session import Session, session
 from .token_measures import as_strip
@@ -107,12 +114,7 @@ class Config(DiffusionConfig):
   def full(cls) -> 'Config':
     """A larger model, trained for longer, and more images."""
     return cls(
-      width=32,
-      steps=10_000,
-      decay=0.999,
-      held_out=1024,
-      kl_images=64,
-      log_points=20,
+      **FULL,
       judged=1024,
       step_counts=(5, 10, 25, 50, 150),
       guided_steps=50,
@@ -185,6 +187,8 @@ def run(
         row = tags | judge.score(images, labels) | as_strip(images[shown])
         launch.record(label, 1, lambda row=row: [row])
       launch.progress.advance(count, label)
+      if launch.stop.agreed():
+        raise Interrupted(f'stopped after {label}')
   return launch.records.rows
 
 
@@ -195,18 +199,19 @@ def _places(labels: np.ndarray) -> np.ndarray:
 
 
 def _record_information(c, launch, model, about) -> None:
-  """Nats of the steps up to each point, and the error of the image there."""
+  """Nats of runs of steps; where each begins, bits before and the error."""
   schedule, kl = model.schedule, model.kl_per_step
   gain = schedule.snr[1:-1] - schedule.snr[2:]
   error = np.append(np.nan, 2 * kl[1:] / gain / math.prod(model.image_shape))
-  edges = np.unique(np.linspace(1, schedule.steps, POINTS + 1).astype(int))
+  edges = np.geomspace(1, schedule.steps, POINTS + 1)
+  edges = np.unique(np.round(edges).astype(int))
   rows = lambda: [
     {
       **about,
-      'timestep': int(high),
+      'timestep': int(low) + 1,
       'width': int(high - low),
       'nats': float(kl[low:high].sum()),
-      'bits_above': float(kl[low:].sum() / math.log(2)),
+      'bits_above': float(kl[low + 1 :].sum() / math.log(2)),
       'error': float(error[low]),
       'dimensions': math.prod(model.image_shape),
       'parameters': _count(model.params),

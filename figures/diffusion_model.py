@@ -69,9 +69,7 @@ LABEL = 'model'
 # What the model of full presets differs in.
 FULL = {
   'width': 32,
-  'batch_size': 64,
-  'steps': 6000,
-  'learning_rate': 0.005,
+  'steps': 10_000,
   'decay': 0.999,
   'held_out': 1024,
   'kl_images': 64,

@@ -76,7 +76,7 @@ def test_rademacher_atoms_are_those_of_a_numpy_threefry():
   ('kind', 'digest'),
   [
     ('rademacher', '96f38ecc61f9e837'),
-    ('hadamard', '424641c36fe46d9f'),
+    ('hadamard', 'f4c8b1d81dc3ac3a'),
   ],
 )
 def test_golden_bits(kind, digest):
@@ -89,7 +89,7 @@ def test_golden_bits(kind, digest):
   ('kind', 'entries'),
   [
     ('gaussian', [-0.272827, -1.858755, 1.518747, -0.732826]),
-    ('circulant', [-0.678030, -1.105104, -0.730227, 1.418700]),
+    ('circulant', [0.678030, -1.105104, 0.730227, -1.418700]),
   ],
 )
 def test_golden_entries(kind, entries):
@@ -186,11 +186,37 @@ def test_hadamard_atoms_are_orthogonal_and_no_column_is_constant():
   assert np.abs(atoms.sum(0)).max() < 64
 
 
-def test_circulant_atoms_are_shifts():
-  atoms = np.asarray(Codebook(12, 5, kind='circulant').atoms(np.arange(12), 2))
-  np.testing.assert_array_equal(atoms[3], np.roll(atoms[0], 3))
-  np.testing.assert_array_equal(atoms[9], np.roll(atoms[5], 4))
-  assert np.abs(atoms[5] - atoms[0]).max() > 0.1
+def test_circulant_atoms_are_signed_shifts():
+  codebook = Codebook(40, 19, kind='circulant')
+  atoms = np.asarray(codebook.atoms(np.arange(40), 2))
+  sizes, signs = np.abs(atoms), np.sign(atoms)
+  np.testing.assert_array_equal(sizes[3], np.roll(sizes[0], 3))
+  np.testing.assert_array_equal(sizes[25], np.roll(sizes[19], 6))
+  assert np.abs(sizes[19] - sizes[0]).max() > 0.1
+  # The product with the signs of entries is a shift itself.
+  entries = module._signs(
+    jax.random.fold_in(codebook._key(module._ENTRY_SIGNS, 2), 0), 19
+  )
+  shifts = signs[:19] * entries
+  np.testing.assert_array_equal(shifts[7], np.roll(shifts[0], 7))
+  assert np.abs(np.sum(entries)) < 19
+
+
+@pytest.mark.parametrize('kind', KINDS)
+def test_a_smooth_image_tells_neighbours_apart(kind):
+  """Else all but a few of the products are as good as one."""
+  codebook = Codebook(32, 128, kind=kind)
+  smooth = 2 * np.cos(np.arange(128) / 60)[None]
+  products = jax.vmap(lambda t: codebook.products(smooth, t)[0])(np.arange(200))
+  correlation = np.corrcoef(np.float64(products).T)
+  np.fill_diagonal(correlation, 0)
+  assert np.abs(correlation).max() < 0.35  # Five deviations; shifts have 1.
+
+
+def test_hadamard_atoms_of_other_sizes_are_all_but_orthogonal():
+  atoms = np.asarray(Codebook(256, 196, kind='hadamard').atoms(range(256), 2))
+  correlation = atoms @ atoms.T / 196 - np.eye(256)
+  assert np.abs(correlation).max() < 0.16  # 0.31 for the first columns.
 
 
 @pytest.mark.parametrize('kind', ['gaussian', 'hadamard'])

@@ -61,7 +61,7 @@ def bound(steps, *parts):
 ROWS = [
   {'run': 'model', 'step': 5, 'loss': 0.3, 'val_loss': 0.4, 'seconds': 60.0},
   {'run': 'model', 'step': 9, 'loss': 0.1, 'val_loss': 0.2, 'seconds': 90.0},
-  told(2, 1, 8.0, 4.0, 0.04),
+  told(2, 1, 8.0, 10.0, 0.04),
   told(6, 4, 4.0, 1.8, 0.4),
   told(9, 3, 0.3, 0.1, 4.0),
   {'run': 'real', **scores(0.02, 0.9)},
@@ -108,13 +108,15 @@ def test_training(ax):
 def test_information(ax):
   plot_information(ax, ROWS)
   assert [*ax.lines[0].get_ydata()] == pytest.approx([8.0, 1.0, 0.1])
-  assert 'half of 4 bits below t = 6' in ax.texts[0].get_text()
+  assert [*ax.lines[0].get_xdata()] == [2, 7.5, 10]
+  # 12.3 nats in all, 1.8 bits of them before t = 6.
+  assert 'half of 18 bits\n  below t = 6' in ax.texts[0].get_text()
 
 
 def test_rate_and_distortion(ax):
   plot_rate_distortion(ax, ROWS)
   line = ax.lines[0]
-  assert [*line.get_xdata()] == pytest.approx([2.0, 0.9, 0.05])
+  assert [*line.get_xdata()] == pytest.approx([5.0, 0.9, 0.05])
   # The range of 2 squared over the error.
   assert [*line.get_ydata()] == pytest.approx([20.0, 10.0, 0.0])
   at = np.interp(0.5, [0.05, 0.9], [0, 10])

@@ -14,6 +14,7 @@ from kexue.figures import ddpm_samples
 from kexue.figures.ddpm_samples import MOSAIC, SHOWN, Config, draw, plot, run
 from kexue.figures.rotation_panels import image_of
 from kexue.figures.trained_judge import SETTINGS
+from kexue.training.loop import Interrupted, StopSignal
 from kexue.training.pretrained import PretrainedDiffusion, save_diffusion
 
 KEY = jax.random.key(0)
@@ -44,6 +45,14 @@ def model():
   )
 
 
+class Simple(PretrainedDiffusion):
+  """Compiles at once."""
+
+  def denoise(self, label=None):
+    shade = jnp.reshape(5.0 if label is None else label, (-1, 1, 1, 1)) / 5 - 1
+    return lambda x, t: 0.1 * x + 0.5 * shade
+
+
 @pytest.fixture
 def config(model, tmp_path, monkeypatch):
   monkeypatch.setitem(SETTINGS, 'steps', 2)
@@ -53,6 +62,18 @@ def config(model, tmp_path, monkeypatch):
 
 def test_a_run_is_recorded_once(config, model, tmp_path, monkeypatch):
   config.check()
+  simple = Simple(**vars(model))
+  monkeypatch.setattr(ddpm_samples, 'pretrained', lambda *_, **__: simple)
+
+  with monkeypatch.context() as patch:
+
+    def draw_and_stop(*args):
+      patch.setattr(StopSignal, 'agreed', lambda _: True)
+      return draw(*args)
+
+    patch.setattr(ddpm_samples, 'draw', draw_and_stop)
+    with pytest.raises(Interrupted, match='stopped after DDPM-2-1'):
+      run(config, KEY, tmp_path / 'run', parallel='jit')
   rows = run(config, KEY, tmp_path / 'run', parallel='jit')
   sets = {row['run']: row for row in rows if 'sampler' in row}
   assert [*sets] == ['DDPM-2-1', 'DDIM-2-1', 'DDIM-2-3']
@@ -73,8 +94,9 @@ def test_a_run_is_recorded_once(config, model, tmp_path, monkeypatch):
   assert sum(row['nats'] for row in told) == pytest.approx(
     model.kl_per_step[1:].sum()
   )
+  assert told[0]['timestep'] == 2
   assert told[0]['bits_above'] == pytest.approx(
-    model.kl_per_step[1:].sum() / math.log(2)
+    model.kl_per_step[2:].sum() / math.log(2)
   )
   # From the error of the image back to the information of its step.
   snr = model.schedule.snr
