@@ -20,6 +20,7 @@ from .guidance import (
   label_direction,
 )
 from .header_bytes import read_header
+from .latent_space import LatentSpace
 from .linear_operators import average_pooling, blur, grey, masked
 from .matching_pursuit import pursue, pursued
 from .packing import ideal_bits, payload_bits
@@ -46,6 +47,7 @@ __all__ = [
   'Codes',
   'DDCMSample',
   'Header',
+  'LatentSpace',
   'Posterior',
   'Restored',
   'Schedule',

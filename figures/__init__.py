@@ -223,6 +223,12 @@ FIGURES: dict[str, Figure] = {
     '1',
     '16',
   ),
+  'ddcm_rate_distortion': Figure(
+    'DDCM, arXiv 2502.01189, fig. 5; Turbo-DDCM, 2511.06424; article 10711',
+    'equal-KL timesteps are worth 1 to 9 dB from half a bit a pixel on',
+    '2',
+    '8',
+  ),
   'ddcm_progressive': Figure(
     'DDCM, arXiv 2502.01189; DiffC, 2501.09815; article 10711',
     'prefixes of equal KL are as good as codes of their bits; of even, not',

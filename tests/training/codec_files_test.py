@@ -258,8 +258,8 @@ def test_what_a_stream_says_of_itself(sources, codec, files, said, tmp_path):
   header = read(stream)
   for part in (
     f'{stream}: 23x16 pixels, 6 tiles of 8x8x1',
-    f'turbo, {header.steps} steps of 1 atom, then 8 without',
-    'codebook  hadamard, 64 atoms, seed 0',
+    f'turbo, {header.steps} steps of 1 atom, then 2 without',
+    'codebook  hadamard, 1024 atoms, seed 0',
     f'equal_kl of {header.millinats / 1000:g} nats',
     'model     6761757373',
     f'CRC-32 {header.output_crc:08x}',

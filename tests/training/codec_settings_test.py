@@ -13,6 +13,7 @@ from kexue.diffusion import (
   schedule_hash,
 )
 from kexue.training.codec_settings import (
+  TAIL,
   header_schedule,
   ladder,
   on_schedule,
@@ -24,7 +25,7 @@ from kexue.training.codec_settings import (
 def test_the_largest_payload_that_fits_is_chosen(gaussian_model, packing):
   every = [payload_bits(h) for h in ladder(gaussian_model, packing)]
   assert len(every) > 30
-  for rate in (0.25, 1.0, 1.234, 3.0):
+  for rate in (0.5, 1.0, 1.234, 3.0):
     settings = settings_for(rate, gaussian_model, packing=packing)
     fits = max(bits for bits in every if bits <= rate * 64)
     assert payload_bits(settings) == fits and settings.packing == packing
@@ -43,7 +44,7 @@ def test_rates_are_dense(gaussian_model):
 
 @pytest.mark.parametrize('rate', [0.0, -1.0, 0.1, 100.0, math.nan, math.inf])
 def test_rates_out_of_range_name_the_range(gaussian_model, rate):
-  with pytest.raises(BitstreamError, match='rate: got .*, expected 0.21.* to'):
+  with pytest.raises(BitstreamError, match='rate: got .*, expected 0.34.* to'):
     settings_for(rate, gaussian_model)
 
 
@@ -65,7 +66,7 @@ def test_timesteps_follow_from_the_header_and_the_model(gaussian_model):
 def test_steps_spend_what_they_can_or_their_part_of_all(gaussian_model):
   settings = settings_for(0.5, gaussian_model)
   nats = payload_bits(settings) * math.log(2) / settings.steps
-  assert 0.4 * nats < settings.millinats / 1000 < 0.6 * nats
+  assert 0.55 * nats < settings.millinats / 1000 < 0.65 * nats
   # A model that has little to say.
   small = dataclasses.replace(
     gaussian_model, params=1e-3 * gaussian_model.params
@@ -73,9 +74,9 @@ def test_steps_spend_what_they_can_or_their_part_of_all(gaussian_model):
   assert np.sum(small.kl_per_step[1:]) < nats * settings.steps
   settings = on_schedule(settings, small)
   assert settings.millinats == 0
-  assert header_schedule(settings, small).steps == settings.steps + 9
+  assert header_schedule(settings, small).steps == settings.steps + 1 + TAIL
 
 
 def test_a_short_schedule_has_a_short_ladder(gaussian_model):
   short = dataclasses.replace(gaussian_model, schedule=Schedule.cosine(14))
-  assert max(h.steps for h in ladder(short)) == 5
+  assert max(h.steps for h in ladder(short)) == 11
