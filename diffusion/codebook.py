@@ -18,9 +18,9 @@ Kinds, by what is drawn for each codebook:
   :math:`n = 2^{\lceil \log_2 D \rceil}` for every `n` atoms,
   :math:`z_k[j] = \rho_k H_{k c_j} \sigma_j`; all products by a Walsh-Hadamard
   transform, exactly orthogonal atoms where `D` is a power of two. Without the
-  signs of rows every codebook would hold the same constant column. Of more
-  than `D` columns a random subset is taken, one for a seed: of the first `D`
-  ones some atoms correlate (by 0.31 at `D` = 784, by 0.06 so).
+  signs of rows every codebook would hold the same constant column. Columns are
+  `D` at random, the same for a seed: on the first `D`, or on a region of an
+  image, atoms would correlate (by 0.31 at `D` = 784, and by 0.06 so).
 
 A normal number is one of 2^16 quantiles, looked up by 16 random bits. These are
 half the bits of the usual ones and no function that backends round differently,
@@ -183,8 +183,6 @@ class Codebook:
   @property
   def _columns(self) -> np.ndarray:
     """The columns [dim] of the Hadamard matrix that atoms have entries of."""
-    if self.dim == self._period:
-      return np.arange(self.dim)
     # Sorted once for each compilation, not in every step.
     with jax.ensure_compile_time_eval():
       words = _words(self._key(_COLUMNS, 0), self._period)

@@ -193,14 +193,19 @@ def encode_by(
   noise: Noise,
   *,
   tail: int = 0,
+  weights: jax.Array | None = None,
 ) -> Codes:
   """Codes of images: `select(residual [B, D], i, t)` after what is missing."""
   x0 = jnp.asarray(x0, jnp.float32)
   require_rank('x0', x0, 2, at_least=True)
+  weights = jnp.ones([]) if weights is None else jnp.asarray(weights)
+  fits = weights.shape in ((), x0.shape[1:], x0.shape)
+  expected = f'shape {x0.shape[1:]}, or {x0.shape}'
+  require(fits, 'weights', weights.shape, expected)
 
   def choose(x, x0_hat, i, t):
     del x
-    return select((x0 - x0_hat).reshape(len(x0), -1), i, t)
+    return select((weights * (x0 - x0_hat)).reshape(len(x0), -1), i, t)
 
   return choose_codes(
     denoise, schedule, codebook, choose, noise, x0, tail=tail

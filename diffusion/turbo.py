@@ -95,6 +95,7 @@ def turbo_encode(
   *,
   atoms: int,
   tail: int = 0,
+  weights: jax.Array | None = None,
 ) -> Codes:
   r"""Codes of images by sets of atoms with signs; see `top_atoms`.
 
@@ -107,6 +108,9 @@ def turbo_encode(
     codebook: orthogonal atoms ("hadamard") serve best.
     atoms: `M`, atoms of a step.
     tail: steps at the end that have no codes.
+    weights: of entries, [...] of one image or [B, ...], where some matter more
+      than others; the decoder need not know. Halves outside of a region brought
+      1.7 dB inside (Fashion-MNIST), a tenth no more.
 
   Returns:
     `Codes` of S - 1 - tail steps: indices ascending, coefficients 1 for plus.
@@ -128,7 +132,16 @@ def turbo_encode(
   """
   select = lambda residual, i, t: top_atoms(codebook, residual, t, atoms=atoms)
   noise = functools.partial(signed_sum, codebook)
-  return encode_by(select, denoise, x0, schedule, codebook, noise, tail=tail)
+  return encode_by(
+    select,
+    denoise,
+    x0,
+    schedule,
+    codebook,
+    noise,
+    tail=tail,
+    weights=weights,
+  )
 
 
 def turbo_decode(

@@ -117,10 +117,10 @@ def plot_frechet(ax: Axes, rows: list[Row], real: float) -> None:
   ax.axhline(real, color='0.5', linestyle=':')
   ax.annotate(
     'other real images',
-    (0.99, real),
+    (0.01, real),
     xycoords=('axes fraction', 'data'),
-    ha='right',
-    va='bottom',
+    ha='left',
+    va='top',
     fontsize='x-small',
     color='0.4',
   )

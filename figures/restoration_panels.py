@@ -195,6 +195,7 @@ def plot_steps(ax: Axes, rows: list[Row]) -> None:
       color=COLORS[row['task']],
     )
   ax.set(xscale='log')
+  ax.xaxis.set_minor_formatter('')
   ax.xaxis.set_major_formatter('{x:g}')
   ax.xaxis.set_minor_formatter('{x:g}')
   ax.tick_params(which='minor', labelsize='x-small')

@@ -1,3 +1,4 @@
+import functools
 import hashlib
 
 import chex
@@ -13,6 +14,22 @@ from jax.sharding import PartitionSpec as P
 from kexue.diffusion import Codebook
 from kexue.diffusion import codebook as module
 from kexue.training import data_mesh
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def atoms_of(codebook, k, t):
+  return codebook.atoms(k, t)
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def products(codebook, vectors, t):
+  return codebook.products(vectors, t)
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def best(codebook, residual, t):
+  return codebook.best(residual, t)
+
 
 KINDS = ('gaussian', 'rademacher', 'circulant', 'hadamard')
 
@@ -54,7 +71,7 @@ def test_gaussian_atoms_are_those_of_a_numpy_threefry():
   halves = np.concatenate([words & 0xFFFF, words >> 16])
   table = scipy.special.ndtri((np.arange(2**16) + 0.5) / 2**16)
   expected = table[halves] / table.std()
-  atom = Codebook(8, 999, seed=11).atoms(jnp.array(3), 640)
+  atom = atoms_of(Codebook(8, 999, seed=11), 3, 640)
   np.testing.assert_allclose(atom, expected[:999], rtol=2e-7)
 
 
@@ -68,7 +85,7 @@ def test_quantiles_are_normal():
 def test_rademacher_atoms_are_those_of_a_numpy_threefry():
   words = random_bits(11, 1, 640, 3, 32)
   bits = np.unpackbits(words.view(np.uint8), bitorder='little')
-  atom = Codebook(8, 1000, kind='rademacher', seed=11).atoms(3, 640)
+  atom = atoms_of(Codebook(8, 1000, kind='rademacher', seed=11), 3, 640)
   np.testing.assert_array_equal(atom, 1.0 - 2.0 * bits[:1000])
 
 
@@ -80,7 +97,8 @@ def test_rademacher_atoms_are_those_of_a_numpy_threefry():
   ],
 )
 def test_golden_bits(kind, digest):
-  atoms = Codebook(100, 48, kind=kind, seed=7).atoms(jnp.arange(100), 12)
+  codebook = Codebook(100, 48, kind=kind, seed=7)
+  atoms = atoms_of(codebook, jnp.arange(100), 12)
   signs = np.asarray(atoms > 0)
   assert hashlib.sha256(np.packbits(signs)).hexdigest()[:16] == digest
 
@@ -93,7 +111,7 @@ def test_golden_bits(kind, digest):
   ],
 )
 def test_golden_entries(kind, entries):
-  atoms = Codebook(100, 48, kind=kind, seed=7).atoms(jnp.array(61), 12)
+  atoms = atoms_of(Codebook(100, 48, kind=kind, seed=7), 61, 12)
   np.testing.assert_allclose(atoms[:4], entries, atol=1e-5)
 
 
@@ -108,18 +126,18 @@ def test_golden_start():
 @pytest.mark.parametrize(('size', 'dim'), [(70, 48), (9, 1)])
 def test_products_squares_and_sums_are_those_of_the_atoms(kind, size, dim):
   codebook = Codebook(size, dim, kind=kind, seed=3)
-  atoms = np.float64(codebook.atoms(jnp.arange(size), 5))
+  atoms = np.float64(atoms_of(codebook, jnp.arange(size), 5))
   vectors = jax.random.normal(jax.random.key(0), (4, dim))
-  products = codebook.products(vectors, 5)
-  chex.assert_shape(products, (4, size))
-  np.testing.assert_allclose(products, vectors @ atoms.T, atol=2e-5)
+  found = products(codebook, vectors, 5)
+  chex.assert_shape(found, (4, size))
+  np.testing.assert_allclose(found, vectors @ atoms.T, atol=2e-5)
   np.testing.assert_allclose(
-    codebook.squares(5), np.square(atoms).sum(1), rtol=1e-6
+    jax.jit(codebook.squares)(5), np.square(atoms).sum(1), rtol=1e-6
   )
   indices = jnp.array([[0, size - 1], [size // 2, 0]])
   weights = jnp.array([[0.5, -2.0], [3.0, 0.0]])
   np.testing.assert_allclose(
-    codebook.combine(indices, weights, 5),
+    jax.jit(codebook.combine)(indices, weights, 5),
     np.einsum('bm,bmd->bd', weights, atoms[np.asarray(indices)]),
     atol=1e-5,
   )
@@ -133,18 +151,19 @@ def test_an_atom_depends_on_its_numbers_alone(kind):
   expected = small.atoms(k, 9)
   np.testing.assert_array_equal(large.atoms(k, 9), expected)
   np.testing.assert_array_equal(jax.jit(large.atoms)(k, jnp.int32(9)), expected)
-  one_by_one = [small.atoms(one, 9) for one in k.ravel()]
+  one_by_one = [atoms_of(small, one, 9) for one in k.ravel()]
   np.testing.assert_array_equal(
     jnp.stack(one_by_one).reshape(2, 2, 40), expected
   )
-  over_time = jax.vmap(lambda t: small.atoms(k, t))(jnp.arange(8, 10))
+  over_time = jax.jit(jax.vmap(lambda t: small.atoms(k, t)))(jnp.arange(8, 10))
   np.testing.assert_array_equal(over_time[1], expected)
   assert np.abs(over_time[0] - expected).max() > 0.5
 
 
-@pytest.mark.parametrize('kind', KINDS)
+@pytest.mark.parametrize('kind', ['gaussian', 'hadamard'])
 def test_settings_of_jax_do_not_change_it(kind):
-  draw = lambda: np.asarray(Codebook(9, 40, kind=kind).atoms(jnp.arange(9), 4))
+  codebook = Codebook(9, 40, kind=kind)
+  draw = lambda: np.asarray(jax.jit(codebook.atoms)(jnp.arange(9), 4))
   expected = draw()
   with jax.threefry_partitionable(False):
     np.testing.assert_array_equal(draw(), expected)
@@ -181,14 +200,15 @@ def test_entries_are_standard_and_codebooks_independent(kind):
 
 
 def test_hadamard_atoms_are_orthogonal_and_no_column_is_constant():
-  atoms = np.asarray(Codebook(64, 64, kind='hadamard').atoms(jnp.arange(64), 2))
+  codebook = Codebook(64, 64, kind='hadamard')
+  atoms = np.asarray(atoms_of(codebook, jnp.arange(64), 2))
   np.testing.assert_array_equal(atoms @ atoms.T, 64 * np.eye(64))
   assert np.abs(atoms.sum(0)).max() < 64
 
 
 def test_circulant_atoms_are_signed_shifts():
   codebook = Codebook(40, 19, kind='circulant')
-  atoms = np.asarray(codebook.atoms(np.arange(40), 2))
+  atoms = np.asarray(atoms_of(codebook, np.arange(40), 2))
   sizes, signs = np.abs(atoms), np.sign(atoms)
   np.testing.assert_array_equal(sizes[3], np.roll(sizes[0], 3))
   np.testing.assert_array_equal(sizes[25], np.roll(sizes[19], 6))
@@ -207,14 +227,15 @@ def test_a_smooth_image_tells_neighbours_apart(kind):
   """Else all but a few of the products are as good as one."""
   codebook = Codebook(32, 128, kind=kind)
   smooth = 2 * np.cos(np.arange(128) / 60)[None]
-  products = jax.vmap(lambda t: codebook.products(smooth, t)[0])(np.arange(200))
-  correlation = np.corrcoef(np.float64(products).T)
+  every = jax.jit(jax.vmap(lambda t: codebook.products(smooth, t)[0]))
+  correlation = np.corrcoef(np.float64(every(np.arange(200))).T)
   np.fill_diagonal(correlation, 0)
   assert np.abs(correlation).max() < 0.35  # Five deviations; shifts have 1.
 
 
 def test_hadamard_atoms_of_other_sizes_are_all_but_orthogonal():
-  atoms = np.asarray(Codebook(256, 196, kind='hadamard').atoms(range(256), 2))
+  codebook = Codebook(256, 196, kind='hadamard')
+  atoms = np.asarray(atoms_of(codebook, np.arange(256), 2))
   correlation = atoms @ atoms.T / 196 - np.eye(256)
   assert np.abs(correlation).max() < 0.16  # 0.31 for the first columns.
 
@@ -223,43 +244,43 @@ def test_hadamard_atoms_of_other_sizes_are_all_but_orthogonal():
 def test_the_chunk_does_not_matter(kind, monkeypatch):
   codebook = Codebook(70, 48, kind=kind)
   residual = jax.random.normal(jax.random.key(1), (6, 48))
-  expected = codebook.products(residual, 3)
+  expected = products(codebook, residual, 3)
   monkeypatch.setattr(module, '_CHUNK', 7)  # Of 64.
-  np.testing.assert_allclose(
-    codebook.products(residual, 3), expected, atol=1e-5
-  )
-  alone = [codebook.best(r[None], 3)[0] for r in residual]
-  np.testing.assert_array_equal(codebook.best(residual, 3), alone)
+  found = jax.jit(lambda r: codebook.products(r, 3))(residual)
+  np.testing.assert_allclose(found, expected, atol=1e-5)
+  alone = [best(codebook, r[None], 3)[0] for r in residual]
+  np.testing.assert_array_equal(best(codebook, residual, 3), alone)
 
 
 def test_best_takes_the_first_of_equals():
   # One dimension of signs: half of the atoms tie.
   codebook = Codebook(40, 1, kind='rademacher')
-  signs = np.asarray(codebook.atoms(jnp.arange(40), 1))[:, 0]
-  best = codebook.best(jnp.array([[2.0], [-1.0]]), 1)
-  assert best.tolist() == [np.argmax(signs), np.argmin(signs)]
-  assert best.dtype == jnp.int32
+  signs = np.asarray(atoms_of(codebook, jnp.arange(40), 1))[:, 0]
+  found = best(codebook, jnp.array([[2.0], [-1.0]]), 1)
+  assert found.tolist() == [np.argmax(signs), np.argmin(signs)]
+  assert found.dtype == jnp.int32
 
 
-@settings(max_examples=3, deadline=None)
+@settings(max_examples=2, deadline=None)
 @given(st.sampled_from(KINDS), st.integers(1, 40), st.integers(0, 2**32 - 1))
 def test_every_atom_finds_itself(kind, size, seed):
   codebook = Codebook(size, 37, kind=kind, seed=seed)
-  atoms = codebook.atoms(jnp.arange(size), 1000)
-  lengths = jnp.linalg.norm(atoms, axis=1, keepdims=True)
-  products = codebook.products(atoms / lengths, 1000) / lengths.T
-  np.testing.assert_array_equal(jnp.argmax(products, 1), np.arange(size))
+  atoms = np.asarray(atoms_of(codebook, jnp.arange(size), 1000))
+  lengths = np.linalg.norm(atoms, axis=1, keepdims=True)
+  found = products(codebook, atoms / lengths, 1000) / lengths.T
+  np.testing.assert_array_equal(np.argmax(found, 1), np.arange(size))
 
 
 def test_huge_and_tiny_residuals():
   codebook = Codebook(64, 48)
   residual = jax.random.normal(jax.random.key(1), (6, 48))
-  expected = codebook.best(residual, 3)
+  expected = best(codebook, residual, 3)
   for scale in (1e-30, 1e30):
-    np.testing.assert_array_equal(codebook.best(scale * residual, 3), expected)
-  half = codebook.products(residual.astype(jnp.bfloat16), 3)
+    found = best(codebook, scale * residual, 3)
+    np.testing.assert_array_equal(found, expected)
+  half = products(codebook, residual.astype(jnp.bfloat16), 3)
   assert half.dtype == jnp.float32
-  assert codebook.best(jnp.zeros((1, 48)), 3).tolist() == [0]
+  assert best(codebook, jnp.zeros((6, 48)), 3).tolist() == [0] * 6
 
 
 @pytest.mark.parametrize('kind', ['gaussian', 'circulant'])
@@ -268,8 +289,8 @@ def test_one_device_and_eight(kind):
   residual = jax.random.normal(jax.random.key(1), (8, 24))
 
   def both(r):
-    best = codebook.best(r, 3)
-    return best, codebook.combine(best[:, None], r[:, :1], 3)
+    index = codebook.best(r, 3)
+    return index, codebook.combine(index[:, None], r[:, :1], 3)
 
   expected = jax.jit(both)(residual)
   mesh = data_mesh()

@@ -56,7 +56,7 @@ def slow_codec(x0, schedule, codebook):
   """One image, by the equations, in float64: indices and reconstruction."""
   alpha_bar = np.float64(schedule.alpha_bar)
   x, indices = np.float64(codebook.start()), []
-  every = jnp.arange(codebook.size)
+  every, draw = jnp.arange(codebook.size), jax.jit(codebook.atoms)
   for i in range(schedule.steps, 0, -1):
     t = int(schedule.timesteps[i - 1])
     ab, before = alpha_bar[i], alpha_bar[i - 1]
@@ -67,7 +67,7 @@ def slow_codec(x0, schedule, codebook):
     mean = (
       np.sqrt(before) * beta * x0_hat + np.sqrt(1 - beta) * (1 - before) * x
     ) / (1 - ab)
-    atoms = np.float64(codebook.atoms(every, t))
+    atoms = np.float64(draw(every, t))
     indices.append(int(np.argmax(atoms @ (x0 - x0_hat))))
     deviation = np.sqrt(beta * (1 - before) / (1 - ab))
     x = mean + deviation * atoms[indices[-1]]
@@ -102,10 +102,9 @@ def error(x0, **options):
 
 def test_more_bits_come_nearer():
   x0 = images(16)
-  sizes = [error(x0, codebook=Codebook(k, DIM)) for k in (2, 16, 256)]
-  assert sizes[1] < 0.8 * sizes[0] and sizes[2] < 0.8 * sizes[1]
-  ladder = [error(x0, codebook=Codebook(256, DIM), atoms=m) for m in (1, 3)]
-  assert ladder[1] < 0.8 * ladder[0]
+  few, many = (error(x0, codebook=Codebook(k, DIM)) for k in (4, 256))
+  assert many < 0.7 * few
+  assert error(x0, codebook=Codebook(256, DIM), atoms=3) < 0.8 * many
 
 
 def test_codes_where_the_kl_is_and_none_where_it_is_not():
@@ -125,11 +124,12 @@ def test_any_prefix_decodes():
   x0 = images(8)
   codes = encoder()(x0)
   errors = []
-  for steps in (0, 8, 16, 24):
+  for steps in (0, 12, 24):
     decoded = decoder(steps=steps)(codes)
     errors.append(float(jnp.mean((decoded - x0) ** 2)))
-    cut = Codes(*(part[:, :steps] for part in codes))
-    np.testing.assert_array_equal(decoder()(cut), decoded)
+    if steps == 12:
+      cut = Codes(*(part[:, :steps] for part in codes))
+      np.testing.assert_array_equal(decoder()(cut), decoded)
   assert errors == sorted(errors, reverse=True)
   np.testing.assert_array_equal(decoded, decoder()(codes))
 
@@ -179,9 +179,9 @@ def test_random_codes_generate_what_ddpm_does():
   """With independent codebooks."""
   codebook, schedule = Codebook(4096, DIM, seed=3), FULL.respace(50)
   options = dict(count=600, shape=(DIM,))
-  sampled = ddcm_sample(
-    DENOISE, schedule, codebook, jax.random.key(2), **options
-  )
+  sampled = jax.jit(
+    lambda key: ddcm_sample(DENOISE, schedule, codebook, key, **options)
+  )(jax.random.key(2))
   chex.assert_shape(sampled.codes.indices, (600, 49, 1))
   drawn = sample(DENOISE, schedule, jax.random.key(3), (600, DIM))
   ours, theirs = (
@@ -204,11 +204,12 @@ def test_random_codes_generate_what_ddpm_does():
 def test_any_shape_of_images():
   x0 = images(2).reshape(2, 8, 8)
   denoise = gaussian_denoiser(VARIANCES.reshape(8, 8), FULL)
-  codes = ddcm_encode(denoise, x0, SCHEDULE, CODEBOOK)
+  encode = lambda x: ddcm_encode(denoise, x, SCHEDULE, CODEBOOK)
+  codes = jax.jit(encode)(x0)
   chex.assert_trees_all_equal(codes, encoder()(images(2)))
-  decoded = ddcm_decode(denoise, codes, SCHEDULE, CODEBOOK, shape=(8, 8))
+  decode = lambda c: ddcm_decode(denoise, c, SCHEDULE, CODEBOOK, shape=(8, 8))
   np.testing.assert_allclose(
-    decoded.reshape(2, DIM), decoder()(codes), atol=1e-6
+    jax.jit(decode)(codes).reshape(2, DIM), decoder()(codes), atol=1e-6
   )
 
 
@@ -239,6 +240,11 @@ def test_one_device_and_eight():
     (dict(selection='best'), 'selection'),
     (dict(selection='sample'), 'key'),
     (dict(selection='sample', atoms=2, key=jax.random.key(0)), 'atoms'),
+    (
+      dict(selection='sample', key=jax.random.key(0), weights=jnp.ones(DIM)),
+      'weights',
+    ),
+    (dict(weights=jnp.ones(3)), 'weights'),
     (dict(tail=-1), 'tail'),
     (dict(tail=25), 'tail'),
   ],

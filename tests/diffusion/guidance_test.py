@@ -1,3 +1,5 @@
+import functools
+
 import chex
 import jax
 import jax.numpy as jnp
@@ -35,19 +37,26 @@ def towards(centre, variance=0.04):
 WITHOUT, WITH = towards(0.0, 0.3), towards(CENTRE)
 
 
-def sampled(codebook, candidates, key=0, direction=None):
-  direction = label_direction(WITH, WITHOUT) if direction is None else direction
-  run = lambda key: compressed_guidance(
+BY_LABEL = label_direction(WITH, WITHOUT)
+CODEBOOK = Codebook(64, DIM)
+
+
+@functools.partial(jax.jit, static_argnums=(0, 1))
+def drawn(candidates, direction, key):
+  return compressed_guidance(
     WITHOUT,
     direction,
     SCHEDULE,
-    codebook,
+    CODEBOOK,
     key,
     count=50,
     shape=(DIM,),
     candidates=candidates,
   )
-  return jax.jit(run)(jax.random.key(key))
+
+
+def sampled(candidates, key=0, direction=BY_LABEL):
+  return drawn(candidates, direction, jax.random.key(key))
 
 
 def test_guided_extrapolates_and_clips():
@@ -61,36 +70,31 @@ def test_guided_extrapolates_and_clips():
 
 
 def test_more_candidates_guide_more():
-  codebook = Codebook(64, DIM)
-  along = [
-    float(jnp.mean(sampled(codebook, n).x0 @ CENTRE)) for n in (1, 4, None)
-  ]
+  along = [float(jnp.mean(sampled(n).x0 @ CENTRE)) for n in (1, 4, None)]
   assert abs(along[0]) < 0.3
   assert along[1] > along[0] + 0.5 and along[2] > along[1] + 0.5
 
 
 def test_one_candidate_is_plain_sampling():
-  codebook = Codebook(64, DIM)
-  indices = sampled(codebook, 1).codes.indices
+  indices = sampled(1).codes.indices
   counts = np.bincount(np.asarray(indices).ravel(), minlength=64)
   expected = indices.size / 64
   chi = np.sum((counts - expected) ** 2) / expected
   assert chi < 63 + 5 * np.sqrt(2 * 63)
   plain = ddcm_sample(
-    WITHOUT, SCHEDULE, codebook, jax.random.key(3), count=50, shape=(DIM,)
+    WITHOUT, SCHEDULE, CODEBOOK, jax.random.key(3), count=50, shape=(DIM,)
   )
-  ours = sampled(codebook, 1).x0
+  ours = sampled(1).x0
   assert float(ours.std()) == pytest.approx(float(plain.x0.std()), rel=0.15)
 
 
 def test_decodes_without_the_label():
-  codebook = Codebook(64, DIM)
-  guided_sample = sampled(codebook, 8)
+  guided_sample = sampled(8)
   decoded = ddcm_decode(
     WITHOUT,
     guided_sample.codes,
     SCHEDULE,
-    codebook,
+    CODEBOOK,
     shape=(DIM,),
     start=guided_sample.start,
   )
@@ -98,11 +102,8 @@ def test_decodes_without_the_label():
 
 
 def test_the_same_key_gives_the_same_code():
-  codebook = Codebook(64, DIM)
-  chex.assert_trees_all_equal(sampled(codebook, 4), sampled(codebook, 4))
-  assert np.any(
-    sampled(codebook, 4).codes.indices != sampled(codebook, 4, key=1).codes[0]
-  )
+  chex.assert_trees_all_equal(sampled(4), sampled(4))
+  assert np.any(sampled(4).codes.indices != sampled(4, key=1).codes[0])
 
 
 def test_a_classifier_points_where_its_gradient_does():
@@ -112,8 +113,7 @@ def test_a_classifier_points_where_its_gradient_does():
   np.testing.assert_allclose(
     direction(None, x0_hat, 5), -2 * (x0_hat - CENTRE), rtol=1e-5
   )
-  codebook = Codebook(64, DIM)
-  x0 = sampled(codebook, None, direction=direction).x0
+  x0 = sampled(None, direction=direction).x0
   assert float(jnp.mean(x0 @ CENTRE)) > 1
 
 

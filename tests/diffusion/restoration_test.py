@@ -48,7 +48,8 @@ def test_takes_the_atom_that_explains_most():
   x0_hat = DENOISE(start, t)
   ab, before = SCHEDULE.alpha_bar[i], SCHEDULE.alpha_bar[i - 1]
   deviation = np.sqrt((1 - ab / before) * (1 - before) / (1 - ab))
-  atoms = np.float64(codebook.atoms(jnp.arange(40), t)).reshape(40, *SHAPE)
+  atoms = jax.jit(codebook.atoms)(jnp.arange(40), t)
+  atoms = np.float64(atoms).reshape(40, *SHAPE)
   moved = np.float64(x0_hat)[:, None] + deviation / np.sqrt(before) * atoms
   seen = moved.reshape(3, 40, 4, 2, 4, 2, 1).mean((3, 5))
   error = np.square(seen - np.float64(y)[:, None]).sum((2, 3, 4))
@@ -83,7 +84,8 @@ def test_the_identity_is_the_codec():
   """Atoms of one norm: the nearest one has the largest product."""
   codebook = Codebook(64, 64, kind='hadamard')
   x0 = images(4)
-  encoded = ddcm_encode(DENOISE, x0, SCHEDULE, codebook)
+  encode = lambda x0: ddcm_encode(DENOISE, x0, SCHEDULE, codebook)
+  encoded = jax.jit(encode)(x0)
   same = restored(lambda x: x, x0, codebook)
   np.testing.assert_array_equal(same.codes.indices, encoded.indices)
 

@@ -72,22 +72,42 @@ def test_all_atoms_of_a_codebook():
   chex.assert_shape(signs, (2, 6))
 
 
-def test_more_atoms_come_nearer():
-  variances = np.arange(1, 65) ** -1.0
+VARIANCES = np.arange(1, 65) ** -1.0
+X0 = jax.random.normal(jax.random.key(1), (16, 64)) * np.sqrt(VARIANCES)
+
+
+def squares(atoms, **options):
+  """Of what codes of twelve steps get wrong in each entry."""
   schedule = Schedule.linear(100)
-  denoise = gaussian_denoiser(variances, schedule)
+  denoise = gaussian_denoiser(VARIANCES, schedule)
   respaced = schedule.respace(13)
   codebook = Codebook(64, 64, kind='hadamard')
-  x0 = jax.random.normal(jax.random.key(1), (16, 64)) * np.sqrt(variances)
-  errors = []
-  for atoms in (1, 4, 12):
-    codes = turbo_encode(denoise, x0, respaced, codebook, atoms=atoms, tail=2)
-    chex.assert_shape(codes.indices, (16, 10, atoms))
-    decoded = turbo_decode(
-      denoise, codes, respaced, codebook, shape=(64,), tail=2
+
+  def codec(x0):
+    codes = turbo_encode(
+      denoise, x0, respaced, codebook, atoms=atoms, tail=2, **options
     )
-    errors.append(float(jnp.mean((decoded - x0) ** 2)))
+    chex.assert_shape(codes.indices, (16, 10, atoms))
+    return turbo_decode(denoise, codes, respaced, codebook, shape=(64,), tail=2)
+
+  return np.square(jax.jit(codec)(X0) - X0)
+
+
+def test_more_atoms_come_nearer():
+  errors = [squares(atoms).mean() for atoms in (1, 4, 12)]
   assert errors[1] < 0.7 * errors[0] and errors[2] < 0.95 * errors[1]
+
+
+def test_what_matters_more_comes_nearer():
+  region = np.arange(64) % 2 == 0
+  weights = jnp.where(region, 1.0, 0.2)
+  plain, weighted = squares(1), squares(1, weights=weights)
+  assert weighted[:, region].mean() < 0.85 * plain[:, region].mean()
+  assert weighted[:, ~region].mean() > plain[:, ~region].mean()
+  each = jnp.broadcast_to(weights, X0.shape)
+  np.testing.assert_array_equal(squares(1, weights=each), weighted)
+  with pytest.raises(ValueError, match=r'^weights: got \(3,\)'):
+    squares(1, weights=jnp.ones(3))
 
 
 @pytest.mark.parametrize('atoms', [0, 5])

@@ -12,7 +12,6 @@ from kexue.diffusion import Codebook, ddcm_sample
 from kexue.figures import ddcm_codebook_size
 from kexue.figures.ddcm_codebook_size import MOSAIC, Config, decode, plot, run
 from kexue.figures.rotation_panels import image_of
-from kexue.figures.trained_judge import SETTINGS
 from kexue.training.loop import Interrupted
 
 KEY = jax.random.key(0)
@@ -30,8 +29,8 @@ SMALL = Config(
 
 
 @pytest.fixture
-def config(random_run, monkeypatch):
-  monkeypatch.setitem(SETTINGS, 'steps', 2)
+def config(random_run, quick_judge, quick_network):
+  quick_judge(ddcm_codebook_size)
   return dataclasses.replace(SMALL, model=random_run)
 
 

@@ -22,7 +22,7 @@ SMALL = Config(
 
 
 @pytest.fixture
-def config(random_run):
+def config(random_run, quick_network):
   return dataclasses.replace(SMALL, model=random_run)
 
 

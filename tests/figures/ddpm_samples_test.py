@@ -9,13 +9,11 @@ import matplotlib.figure
 import numpy as np
 import pytest
 
-from kexue.diffusion import Schedule, UNet, UNetConfig, predict_x0, sample
+from kexue.diffusion import UNet, predict_x0, sample
 from kexue.figures import ddpm_samples
 from kexue.figures.ddpm_samples import MOSAIC, SHOWN, Config, draw, plot, run
 from kexue.figures.rotation_panels import image_of
-from kexue.figures.trained_judge import SETTINGS
 from kexue.training.loop import Interrupted, StopSignal
-from kexue.training.pretrained import PretrainedDiffusion, save_diffusion
 
 KEY = jax.random.key(0)
 SMALL = Config(
@@ -31,40 +29,19 @@ SMALL = Config(
 )
 
 
-@pytest.fixture(scope='module')
-def model():
-  config = UNetConfig(width=4, multipliers=(1,), heads=1)
-  some = jnp.zeros((1, 8, 8, 1)), jnp.ones(1, int)
-  shapes = jax.eval_shape(UNet(config).init, KEY, *some)['params']
-  rng = np.random.default_rng(0)
-  params = jax.tree.map(
-    lambda x: jnp.float32(0.3 * rng.normal(size=x.shape)), shapes
-  )
-  return PretrainedDiffusion(
-    config, params, Schedule.cosine(20), 'v', (8, 8, 1), np.linspace(9, 1, 20)
-  )
-
-
-class Simple(PretrainedDiffusion):
-  """Compiles at once."""
-
-  def denoise(self, label=None):
-    shade = jnp.reshape(5.0 if label is None else label, (-1, 1, 1, 1)) / 5 - 1
-    return lambda x, t: 0.1 * x + 0.5 * shade
+@pytest.fixture
+def model(random_model):
+  return random_model
 
 
 @pytest.fixture
-def config(model, tmp_path, monkeypatch):
-  monkeypatch.setitem(SETTINGS, 'steps', 2)
-  save_diffusion(tmp_path / 'other' / 'model', model)
-  return dataclasses.replace(SMALL, model=str(tmp_path / 'other'))
+def config(random_run, quick_judge, quick_network):
+  quick_judge(ddpm_samples)
+  return dataclasses.replace(SMALL, model=random_run)
 
 
 def test_a_run_is_recorded_once(config, model, tmp_path, monkeypatch):
   config.check()
-  simple = Simple(**vars(model))
-  monkeypatch.setattr(ddpm_samples, 'pretrained', lambda *_, **__: simple)
-
   with monkeypatch.context() as patch:
 
     def draw_and_stop(*args):
