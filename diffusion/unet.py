@@ -220,9 +220,9 @@ class UNet(nn.Module):
   Example:
     >>> network = UNet(UNetConfig(width=8, heads=1))
     >>> x, t = jnp.ones((2, 28, 28, 1)), jnp.array([1, 1000])
-    >>> variables = network.init(jax.random.key(0), x, t)
+    >>> variables = jax.jit(network.init)(jax.random.key(0), x, t)
     >>> label = jnp.array([3, 10])  # The second has none.
-    >>> network.apply(variables, x, t, label).shape
+    >>> jax.jit(network.apply)(variables, x, t, label).shape
     (2, 28, 28, 1)
   """
 

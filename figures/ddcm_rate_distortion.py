@@ -28,7 +28,7 @@ circulant codebook is 11 dB worse, with the first 784 of 1024 columns, which
 correlate, Hadamard's Turbo was 0.7 below and not 0.4 above.
 
 On the Gaussian bed, all of which is known, DDCM with 1024 atoms spends 0.98
-bits a coordinate where 0.59 are the least for its distortion, 0.71 if decoded
+bits a coordinate where 0.59 are the least for its distortion, 0.72 if decoded
 draws have to be like the source; with even steps these are 0.19 and 0.33. That
 is better than R(D/2), at which realism without common random numbers begins.
 

@@ -218,7 +218,7 @@ def expert_specs(tree: Any, axis_name: str) -> Any:
 
   Example:
     >>> layer = MoE(MoEConfig(experts=4, hidden=8))
-    >>> variables = layer.init(jax.random.key(1), jnp.ones((1, 8)))
+    >>> variables = jax.jit(layer.init)(jax.random.key(1), jnp.ones((1, 8)))
     >>> specs = expert_specs(variables['params'], 'expert')
     >>> print(*specs['router'], *specs['expert_up']['kernel'])
     expert
@@ -268,7 +268,7 @@ class MoE(nn.Module):
   Example:
     >>> x = jax.random.normal(jax.random.key(0), (4, 16, 8))
     >>> layer = MoE(MoEConfig(experts=4, hidden=8, balance_weight=0.01))
-    >>> variables = layer.init(jax.random.key(1), x)
+    >>> variables = jax.jit(layer.init)(jax.random.key(1), x)
     >>> y, changed = layer.apply(
     ...   variables, x, train=True, mutable=['balance', 'losses'])
     >>> y.shape, int(changed['balance']['state'].load.sum())

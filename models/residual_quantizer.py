@@ -36,7 +36,8 @@ class ResidualQuantizer(nn.Module):
     >>> from kexue.models import VectorQuantizer
     >>> x = jax.random.normal(jax.random.key(0), (64, 8))
     >>> layer = ResidualQuantizer((VectorQuantizer(16), VectorQuantizer(16)))
-    >>> out, variables = layer.init_with_output(jax.random.key(1), x)
+    >>> start = jax.jit(layer.init_with_output)
+    >>> out, variables = start(jax.random.key(1), x)
     >>> out.indices.shape
     (64, 2)
 

@@ -261,8 +261,8 @@ class Transformer(nn.Module):
   Example:
     >>> model = Transformer(TransformerConfig(layers=1, width=16, heads=2))
     >>> tokens = jnp.zeros((2, 5), jnp.int32)
-    >>> params = model.init(jax.random.key(0), tokens)['params']
-    >>> model.apply({'params': params}, tokens).shape
+    >>> params = jax.jit(model.init)(jax.random.key(0), tokens)['params']
+    >>> jax.jit(model.apply)({'params': params}, tokens).shape
     (2, 5, 256)
   """
 

@@ -60,7 +60,7 @@ class VectorQuantizer(nn.Module):
   Example:
     >>> x = jax.random.normal(jax.random.key(0), (4, 16, 8))
     >>> layer = VectorQuantizer(num_codes=32, estimator='rotation')
-    >>> variables = layer.init(jax.random.key(1), x)
+    >>> variables = jax.jit(layer.init)(jax.random.key(1), x)
     >>> out, variables = layer.apply(
     ...   variables, x, train=True, mutable=['codebook'])
     >>> out.quantized.shape, out.indices.shape, sorted(out.losses)

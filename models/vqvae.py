@@ -149,7 +149,7 @@ class VQVAE(nn.Module):
     >>> config = VQVAEConfig(channels=1, width=4, latent=2, blocks=0)
     >>> model = VQVAE(FiniteScalarQuantizer((8, 5)), config)
     >>> images = jnp.ones((1, 8, 8, 1))
-    >>> variables = model.init(jax.random.key(0), images)
+    >>> variables = jax.jit(model.init)(jax.random.key(0), images)
     >>> tokens = model.apply(variables, images, method='encode')
     >>> again = model.apply(variables, tokens, method='decode_indices')
     >>> tokens.shape, again.shape

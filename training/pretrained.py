@@ -181,7 +181,8 @@ def load_diffusion(directory: os.PathLike[str] | str) -> PretrainedDiffusion:
     >>> import tempfile
     >>> config = UNetConfig(width=4, multipliers=(1,), heads=1)
     >>> images, steps = jnp.zeros((1, 4, 4, 1)), jnp.ones(1, int)
-    >>> params = UNet(config).init(jax.random.key(0), images, steps)['params']
+    >>> init = jax.jit(UNet(config).init)
+    >>> params = init(jax.random.key(0), images, steps)['params']
     >>> model = PretrainedDiffusion(
     ...   config, params, Schedule.cosine(9), 'v', (4, 4, 1), np.ones(9))
     >>> with tempfile.TemporaryDirectory() as run:
