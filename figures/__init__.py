@@ -208,13 +208,13 @@ FIGURES: dict[str, Figure] = {
   'ddcm_codebook_size': Figure(
     'DDCM, arXiv 2502.01189, fig. 3; article 10711',
     '64 atoms a step generate like DDPM; the distance falls like 1/K',
-    '1.5',
+    '2',
     '8',
   ),
   'ddcm_restoration': Figure(
     'DDCM, arXiv 2502.01189; article 10711',
     'restored images are codes, which decode without the measurement',
-    '1',
+    '1.5',
     '5',
   ),
   'ddcm_robustness': Figure(

@@ -39,7 +39,7 @@ more than one network.
 Expected: a slope of -1 on the source, within 0.05 for codebooks of each step,
 within 0.1 for shared ones; intervals that hold 0 from K = 64 on; shared ones at
 least five times as far off as those of each step at equal K. Cost on two CPU
-cores, of a model that is there: quick 1.5 minutes, full 8.
+cores, of a model that is there: quick 2 minutes, full 8.
 """
 
 import dataclasses

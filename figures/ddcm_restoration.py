@@ -36,7 +36,7 @@ Expected: errors of measurements falling with K and with the steps for every
 task, from the smallest codebook to the largest by 1.8 or more; PSNR below that
 of the filter or level, and, with noise, above that of the pseudo-inverse; not a
 value changed by decoding. Cost on two CPU cores with a model that is there:
-quick 1 minute, full 4.5 minutes; training takes 1 and 12 more.
+quick 1.5 minutes, full 4.5; training takes 1 and 12 more.
 """
 
 import dataclasses
