@@ -13,7 +13,7 @@ Kinds, by what is drawn for each codebook:
 * "circulant": one Gaussian vector and signs of entries for every `D` atoms,
   :math:`z_k[j] = \sigma_j g[(j - k) \bmod D]`; all products by an FFT. Without
   the signs the products of a smooth image with neighbouring shifts are all but
-  equal, and the best atom is hardly better than any (11 dB on digits).
+  equal, and the best atom is hardly better than any (11 dB on Fashion-MNIST).
 * "hadamard": signs of rows and columns of a Hadamard matrix of order
   :math:`n = 2^{\lceil \log_2 D \rceil}` for every `n` atoms,
   :math:`z_k[j] = \rho_k H_{k c_j} \sigma_j`; all products by a Walsh-Hadamard

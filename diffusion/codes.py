@@ -198,8 +198,8 @@ def encode_by(
   """Codes of images: `select(residual [B, D], i, t)` after what is missing."""
   x0 = jnp.asarray(x0, jnp.float32)
   require_rank('x0', x0, 2, at_least=True)
-  weights = jnp.ones([]) if weights is None else jnp.asarray(weights)
-  fits = weights.shape in ((), x0.shape[1:], x0.shape)
+  weights = jnp.ones(x0.shape[1:]) if weights is None else jnp.asarray(weights)
+  fits = weights.shape in (x0.shape[1:], x0.shape)
   expected = f'shape {x0.shape[1:]}, or {x0.shape}'
   require(fits, 'weights', weights.shape, expected)
 

@@ -41,7 +41,8 @@ from .stream_header import (
   check,
 )
 
-_MAGIC, _VERSION = b'KXD', 1
+# 1: circulant and Hadamard codebooks of other atoms.
+_MAGIC, _VERSION = b'KXD', 2
 _PREAMBLE = 6  # Magic, version and length.
 _FIXED = 24  # Bytes before the varints.
 

@@ -16,13 +16,14 @@ from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from ..checks import require, require_rank
 
 Map = Callable[[jax.Array], jax.Array]
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, eq=False)
 class LatentSpace:
   r"""Standardised latents of any encoder and decoder.
 
@@ -36,6 +37,9 @@ class LatentSpace:
     decoder: latents to images.
     mean: `m`, of latents.
     deviation: `s`, positive.
+
+  Raises:
+    ValueError: if a deviation is not positive and finite.
 
   Example:
     >>> from kexue.diffusion import Codebook, Schedule
@@ -67,8 +71,16 @@ class LatentSpace:
   mean: jax.Array | float = 0.0
   deviation: jax.Array | float = 1.0
 
+  def __post_init__(self):
+    good = np.all(
+      np.isfinite(self.deviation) & (np.asarray(self.deviation) > 0)
+    )
+    require(bool(good), 'deviation', self.deviation, 'positive, finite numbers')
+
   def standardized(self, images: jax.Array) -> 'LatentSpace':
     """The same with the mean and deviation of each channel of some images.
+
+    These are looked at, so not under `jit`; what it returns is for there.
 
     Args:
       images: [B, ...], as many as say what latents are like.
@@ -89,7 +101,7 @@ class LatentSpace:
     )
 
   def encode(self, images: jax.Array) -> jax.Array:
-    """Images [B, ...] to what codecs and restoration take, float32 [B, ...].
+    """Images [B, ...] to what codecs and samplers take, float32 [B, ...].
 
     Raises:
       ValueError: if the encoder does not give a latent for every image.

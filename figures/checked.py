@@ -30,3 +30,16 @@ class CheckedConfig:
     values = value if isinstance(value, tuple) else (value,)
     fine = len(values) > 0 and all(map(good, values))
     require(fine, f'config.{name}', value, expected)
+
+  def require_half(self, name: str, held_out: int) -> None:
+    """Refuses a number of held-out images that has no second set beside it.
+
+    >>> @dataclasses.dataclass
+    ... class Config(CheckedConfig):
+    ...   judged: int = 60
+    >>> Config().require_half('judged', 100)  # doctest: +ELLIPSIS
+    Traceback (most recent call last):
+    ValueError: config.judged: got 60, expected two or more, at most half of ...
+    """
+    half = f'two or more, at most half of the {held_out} held-out images'
+    self.require_every(name, lambda x: 2 <= x <= held_out // 2, half)

@@ -147,9 +147,7 @@ class Config(DiffusionConfig):
     good = lambda x: 2 <= x <= most
     self.require_every('sampling_steps', good, f'2 to {most} timesteps')
     held_out = count_examples(self.data(data_dir).validation)
-    half = f'two or more, at most half of the {held_out} held-out images'
-    good = lambda x: 2 <= x <= held_out // 2
-    self.require_every('judged', good, half)
+    self.require_half('judged', held_out)
     whole = self.judged % self.batch == 0
     require(whole, 'config.judged', self.judged, f'{self.batch} at a time')
 

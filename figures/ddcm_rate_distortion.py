@@ -188,10 +188,7 @@ class Config(DiffusionConfig):
     good = lambda kind: kind in structured
     self._require_all('kinds', good, f'of {", ".join(structured)}')
     data = self.data(data_dir)
-    held_out = count_examples(data.validation)
-    half = f'two or more, at most half of the {held_out} held-out images'
-    good = lambda x: 2 <= x <= held_out // 2
-    self.require_every('coded', good, half)
+    self.require_half('coded', count_examples(data.validation))
     self._check_codecs(data.train['image'].shape[1:])
 
   def _require_all(self, name: str, good: Callable, expected: str) -> None:

@@ -139,9 +139,7 @@ class Config(DiffusionConfig):
     self.require_every('bound_steps', lambda x: x >= 2, '2 or more')
     self.require_every('guidance', lambda x: x > 1, 'scales above 1')
     held_out = count_examples(self.data(data_dir).validation)
-    half = f'two or more, at most half of the {held_out} held-out images'
-    good = lambda x: 2 <= x <= held_out // 2
-    self.require_every('judged', good, half)
+    self.require_half('judged', held_out)
     whole = self.judged % self.batch == 0
     require(whole, 'config.judged', self.judged, f'{self.batch} at a time')
 

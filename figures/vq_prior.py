@@ -167,9 +167,7 @@ class Config(TokenizerConfig):
     devices = jax.device_count()
     train, held_out = map(count_examples, (data.train, data.validation))
     require('label' in data.train, 'config.dataset', self.dataset, 'labels')
-    half = f'two or more, at most half of the {held_out} held-out images'
-    good = lambda x: 2 <= x <= held_out // 2
-    self.require_every('judged', good, half)
+    self.require_half('judged', held_out)
     most = min(train, self.images)
     split = f'a multiple of the {devices} devices, {most} at most'
     good = lambda x: x >= 1 and x % devices == 0 and x <= most

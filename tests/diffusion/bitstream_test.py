@@ -110,7 +110,7 @@ def test_every_byte_and_every_length_matters(number):
     (lambda s: s[:-1], 'the payload is cut short: .* bytes'),
     (lambda s: s[:-1] + b'?', 'the payload is damaged'),
     (lambda s: s[:9] + b'?' + s[10:], 'the header is damaged'),
-    (lambda s: s[:3] + b'\2' + s[4:], 'version: 2 is newer'),
+    (lambda s: s[:3] + b'\3' + s[4:], 'version: 3 is newer'),
     (lambda s: b'\x89PNG' + s, 'no stream of this codec'),
     (lambda s: b'', 'no stream of this codec'),
   ],

@@ -42,7 +42,7 @@ def test_every_byte_is_where_the_layout_says():
   data = write_header(SMALL, 1000, 0x11121314)
   modes = 0 | 0 << 1 | 2 << 3 | 1 << 6 | 1 << 7
   rules = 0 | 3 << 2 | 1 << 6
-  expected = b'KXD\x01' + bytes([len(data), 0, modes, rules]) + b'abcdefgh'
+  expected = b'KXD\x02' + bytes([len(data), 0, modes, rules]) + b'abcdefgh'
   expected += bytes([4, 3, 2, 1, 0x14, 0x13, 0x12, 0x11])
   expected += bytes([0xAC, 2, 64, 2, 2, 1, 8, 9, 1, 6, 8, 10])
   expected += bytes([0xE8, 7])  # 1000 bits.
@@ -98,8 +98,8 @@ def test_a_usual_header_is_small():
     (lambda d: b'', 'no stream of this codec'),
     (lambda d: d[:5], 'ends within its header'),
     (lambda d: d[:-1], 'ends within its header'),
-    (lambda d: d[:3] + b'\2' + d[4:], 'version: 2 is newer than 1'),
-    (lambda d: d[:3] + b'\0' + d[4:], 'version: got 0, expected 1'),
+    (lambda d: d[:3] + b'\3' + d[4:], 'version: 3 is newer than 2'),
+    (lambda d: d[:3] + b'\1' + d[4:], 'version: got 1, expected 2'),
     (lambda d: d[:4] + b'\5\0' + d[6:], 'its length is wrong'),
     (lambda d: d[:30] + b'?' + d[31:], 'its check sum is wrong'),
     (lambda d: signed(d[:-9]), 'too short for its fields'),

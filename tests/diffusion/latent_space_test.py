@@ -4,6 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax.sharding import PartitionSpec as P
 
 from kexue.diffusion import (
   Codebook,
@@ -16,6 +17,7 @@ from kexue.diffusion import (
   turbo_encode,
 )
 from kexue.models.vqvae import Decoder, Encoder, VQVAEConfig
+from kexue.training import data_mesh
 
 SCHEDULE = Schedule.linear(100)
 
@@ -93,10 +95,39 @@ def test_an_autoencoder_of_flax_can_be_plugged_in():
   assert lost < 0.3 * np.var(decode(encode(images)))
 
 
+def test_programs_and_dtypes_agree(principal):
+  space, x, _ = principal
+  space, x = space.standardized(x), x[:8]
+  expected = space.encode(x)
+  there_and_back = lambda x: space.decode(space.encode(x))
+  spec = P('data')
+  sharded = jax.shard_map(
+    space.encode, mesh=data_mesh(), in_specs=spec, out_specs=spec
+  )
+  for found in (
+    jax.jit(space.encode)(x),
+    jax.vmap(space.encode)(x[:, None])[:, 0],
+    jax.pmap(space.encode)(x[:, None])[:, 0],
+    jax.jit(sharded)(x),
+  ):
+    np.testing.assert_allclose(found, expected, atol=1e-5)
+  half = space.encode(x.astype(jnp.bfloat16))
+  assert half.dtype == jnp.float32
+  np.testing.assert_allclose(half, expected, atol=0.2)
+  for scale in (0.0, 1e-30, 1e30):
+    assert np.isfinite(there_and_back(scale * x)).all()
+
+
 def test_refuses(principal):
   space, x, _ = principal
   with pytest.raises(ValueError, match='^images: got .* vary in every channel'):
     space.standardized(x[:1])
+  for scale in (0.0, 1e-30, 1e30):  # Squares that vanish, or overflow.
+    with pytest.raises(ValueError, match='^images: got'):
+      space.standardized(scale * x)
+  for wrong in (0.0, -1.0, jnp.nan, jnp.inf, jnp.array([1.0, 0.0])):
+    with pytest.raises(ValueError, match='^deviation: got .* positive, finite'):
+      LatentSpace(space.encoder, space.decoder, deviation=wrong)
   whole = LatentSpace(lambda x: x[:1], lambda z: z)
   with pytest.raises(ValueError, match='^latents: got .* each of 200 images'):
     whole.encode(x)

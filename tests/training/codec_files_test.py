@@ -115,7 +115,7 @@ def test_bad_files_are_named_and_the_others_done(
     ('short', data[:-1]),
     ('long', data + b'.'),
     ('flipped', data[:-2] + bytes([data[-2] ^ 1]) + data[-1:]),
-    ('newer', data[:3] + b'\2' + data[4:]),
+    ('newer', data[:3] + b'\3' + data[4:]),
     ('other', b'\x89PNG' + data),
   ):
     (tmp_path / f'{name}.kxd').write_bytes(wrong)
